@@ -1,0 +1,1 @@
+"""From a frozen teacher to a verified entry of a model repository."""
