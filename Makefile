@@ -9,6 +9,8 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 PACKAGES := teacherfarm $(patsubst %/__init__.py,%,$(wildcard bench/__init__.py demo/__init__.py tools/__init__.py))
 
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH) # protoc looks for its plugin there
+
 .PHONY: help install demo test test-gpu test-docker check format bench protos clean
 
 help: ## this list
@@ -38,9 +40,9 @@ check: install ## format, lint, types, import rules, stubs, extras: the one list
 	@echo "format";       $(PY) -m ruff format --check --quiet . || { echo 'Run `make format`.'; exit 1; }
 	@echo "lint";         $(PY) -m ruff check --quiet .
 	@echo "types";        $(PY) -m mypy $(addprefix -p ,$(PACKAGES))
-	@echo "import rules"; $(VENV)/bin/lint-imports
+	@echo "import rules"; $(VENV)/bin/lint-imports --no-logo
 	@echo "stubs";        $(PY) -m teacherfarm.protos.generate --check
-	@echo "extras";       $(PY) tools/check_extras.py
+	@echo "extras";       $(PY) -m tools.check_extras
 
 format: install ## format the code and apply the safe fixes of the linter
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .

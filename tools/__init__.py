@@ -1,0 +1,1 @@
+"""What `make` runs that no user of teacherfarm needs."""

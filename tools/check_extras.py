@@ -1,0 +1,193 @@
+"""Does each extra bring what its packages import, and nothing it must not? ``python -m tools.check_extras``.
+
+The base and ``server`` are installed from a freshly built wheel into a throw-away environment. The others
+take gigabytes: their packages are imported here with every distribution hidden that the extra does not pull in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "teacherfarm"
+TORCH = frozenset({"torch", "torchvision", "timm"})
+SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu", "tritonclient"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """An extra, the packages that must import with nothing else installed, and what it must not pull in."""
+
+    name: str  # "" is the base
+    packages: tuple[str, ...]
+    refused: frozenset[str]
+
+
+EXTRAS = (
+    Extra(name="", packages=("protos",), refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow"}),
+    Extra(name="server", packages=("protos", "crops", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
+    Extra(name="student", packages=("protos", "crops", "student"), refused=SERVER_ONLY),
+    Extra(
+        name="export",
+        packages=("protos", "export"),
+        refused=frozenset({"prometheus-client", "pyzmq", "onnxruntime-gpu"}),
+    ),
+    Extra(name="redis", packages=("protos",), refused=TORCH | SERVER_ONLY),
+)
+
+
+def closure(extra: str) -> frozenset[str]:
+    """What ``pip install teacherfarm[extra]`` pulls in."""
+    return closure_of(f"{NAME}[{extra}]" if extra else NAME)
+
+
+def closure_of(wanted: str) -> frozenset[str]:
+    """Canonical names of the distributions that installing ``wanted`` here pulls in, its own too."""
+    done: set[tuple[str, str]] = set()
+    waiting = [Requirement(wanted)]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras} - {known for owner, known in done if owner == name}:
+            done.add((name, extra))
+            try:
+                stated = distribution(name).requires or []
+            except PackageNotFoundError:  # onnxruntime-gpu is never here: named, but not looked into
+                continue
+            parsed = (Requirement(text) for text in stated)
+            waiting += [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return frozenset(name for name, _ in done)
+
+
+def modules_of(package: str, root: Path = ROOT) -> Iterator[str]:
+    """Every module of one of our packages found on disk, but ``__main__``, which runs when it is imported."""
+    for path in sorted((root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts[-1] != "__main__":
+            yield ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+class Hidden(MetaPathFinder):
+    """Makes the given top-level modules look as if they were not installed."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r} (hidden: not part of this extra)", name=fullname
+            )
+        return None
+
+
+def hidden_beside(extra: str) -> frozenset[str]:
+    """Top-level modules installed here that ``teacherfarm[extra]`` alone would not bring."""
+    brought = closure(extra)
+    return frozenset(
+        module
+        for module, owners in packages_distributions().items()
+        if not any(canonicalize_name(owner) in brought for owner in owners)
+    )
+
+
+def import_alone(extra: Extra) -> None:
+    """Import every module of the extra's packages in this process, everything else hidden."""
+    sys.meta_path.insert(0, Hidden(hidden_beside(extra.name)))
+    for package in extra.packages:
+        for module in modules_of(package):
+            importlib.import_module(module)
+
+
+def fail(sentence: str) -> None:
+    sys.exit(f"check_extras: {sentence}")
+
+
+def run(command: Sequence[str | Path], what: str, cwd: Path = ROOT) -> None:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        fail(f"{what} failed:\n{done.stdout[-4000:]}{done.stderr[-8000:]}")
+
+
+def check_refused() -> None:
+    for extra in EXTRAS:
+        for name in sorted(closure(extra.name) & extra.refused):
+            fail(f"[{extra.name or 'base'}] pulls in {name}: take it out of that extra in pyproject.toml")
+    gpu = closure("gpu")
+    if "onnxruntime" in gpu or "onnxruntime-gpu" not in gpu:
+        fail("[gpu] must bring onnxruntime-gpu and not onnxruntime: the two overwrite each other's files")
+    if missing := closure("server") - gpu - closure_of("onnxruntime"):
+        fail(f"[gpu] lacks {', '.join(sorted(missing))}, which [server] brings")
+
+
+def check_wheel(wheel: Path) -> None:
+    """The wheel holds every source file of every linked package: a lost link would ship empty names."""
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    links = [link.name for link in sorted((ROOT / NAME).iterdir()) if link.is_symlink()]
+    wanted = {
+        f"{NAME}/{path.relative_to(ROOT).as_posix()}"
+        for link in links
+        for pattern in ("*.py", "*.pyi", "*.proto")
+        for path in (ROOT / link).rglob(pattern)
+    }
+    if not links or (missing := sorted(wanted - packed)):
+        fail(f"the wheel lacks {', '.join(missing[:5]) if links else 'every package'}")
+
+
+def check_installed_alone(folder: Path) -> None:
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], "building the wheel")
+    (wheel,) = folder.glob("*.whl")
+    check_wheel(wheel)
+    python = folder / "venv" / "bin" / "python"
+    run([sys.executable, "-m", "venv", folder / "venv"], "making an environment")
+    for extra in EXTRAS[:2]:
+        wanted = f"{wheel}[{extra.name}]" if extra.name else str(wheel)
+        label = extra.name or "base"
+        run(
+            [python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", wanted],
+            f"installing [{label}] alone",
+        )
+        modules = [NAME, f"{NAME}.cli", *(m for package in extra.packages for m in modules_of(package))]
+        program = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+        run([python, "-P", "-c", program, *modules], f"importing [{label}], installed alone,", folder)
+        run([folder / "venv" / "bin" / NAME, "--help"], f"`{NAME} --help` of [{label}]", folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--import-alone", metavar="EXTRA", help="the check of one extra, in this process")
+    options = parser.parse_args()
+    if options.import_alone is not None:
+        import_alone(next(extra for extra in EXTRAS if extra.name == options.import_alone))
+        return
+    check_refused()
+    for extra in EXTRAS:
+        started = time.monotonic()
+        command = [sys.executable, "-m", "tools.check_extras", "--import-alone", extra.name]
+        run(command, f"importing the packages of [{extra.name or 'base'}] with everything else hidden")
+        print(f"  [{extra.name or 'base'}] imports alone ({time.monotonic() - started:.0f} s)")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        check_installed_alone(Path(folder))
+    print(f"  base and [server] install and import alone ({time.monotonic() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
