@@ -114,3 +114,19 @@ def test_every_requirement_is_pinned_by_the_constraints():
         for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     assert closure("dev") - pinned - {"teacherfarm"} == set()
+
+
+def test_a_machine_without_python_gets_a_sentence():
+    script = ROOT / "tools" / "find_python.sh"
+    environment = {**os.environ, "PYTHON": "no-such-python"}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No Python 3.11 or newer" in done.stderr
+    assert "make install PYTHON=" in done.stderr
+
+
+def test_every_target_of_the_makefile_is_described():
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    described = re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.MULTILINE)
+    assert sorted(phony.split()) == sorted(described)
