@@ -1,0 +1,300 @@
+"""From a source to a verified entry of a model repository: the path of one export, and nothing else.
+
+Loads, plans, exports, verifies, writes; each step's own file knows how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from teacherfarm import __version__
+from teacherfarm.export.teachers import ChannelOrder, Teacher, WeightsChoice, load_teacher
+from teacherfarm.export.triton_repository import (
+    TritonBackend,
+    atomic_entry,
+    check_name,
+    refuse_existing,
+    write_entry,
+)
+from teacherfarm.protos.crop import CropFormat, Interpolation, NumberType, Rendering
+from teacherfarm.protos.faults import GoldenMismatch
+from teacherfarm.protos.teacher_card import (
+    EMBEDDING,
+    HEAD_FILE,
+    Activation,
+    Precision,
+    TeacherCard,
+    classes_hash,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from teacherfarm.export.graph import GraphPlan
+    from teacherfarm.export.probes import Probes
+    from teacherfarm.export.verify import Answers, Comparison
+
+DEFAULT_MAX_BATCH = 64
+
+_NUM_GOLDEN_PHOTOGRAPHS = 8
+
+
+def export_teacher(
+    source: str | Teacher,
+    out: Path,
+    *,
+    name: str = "",
+    weights: Path | None = None,
+    pretrained: bool = False,
+    random_weights: bool = False,
+    precision: Precision = "fp32",
+    activation: Activation | None = None,
+    channel_order: ChannelOrder | None = None,
+    input_type: NumberType = "uint8",
+    size: tuple[int, int] | None = None,
+    interpolation: Interpolation | None = None,
+    crop_scale: tuple[float, float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    licence: str = "",
+    taps: Sequence[str] = (),
+    triton_backend: Literal["onnxruntime", "python"] = "onnxruntime",
+    tensorrt: bool = False,
+    images: Path | None = None,
+    classes: Sequence[str] = (),
+    opset: int | None = None,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> TeacherCard:
+    """Export one teacher to ``out/name/`` and return its card.
+
+    ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``say`` gets lines of
+    progress. Raises ValueError for what the caller can put right, FileExistsError for an entry that is there and not
+    to be replaced (``force``), GoldenMismatch when the exported file does not answer as PyTorch does; then ``out``
+    is as it was.
+    """
+    if max_batch < 1:
+        raise ValueError(f"max_batch is at least 1, got {max_batch}")
+    if tensorrt and triton_backend == "python":
+        raise ValueError("--tensorrt is served by Triton's tensorrt backend: drop --triton-backend python")
+    if tensorrt:
+        from teacherfarm.export.to_tensorrt import require_tensorrt
+
+        require_tensorrt()
+    if name:
+        refuse_existing(out, check_name(name), force=force)
+    given = {
+        "activation": activation,
+        "channel_order": channel_order,
+        "interpolation": interpolation,
+        "crop_scale": crop_scale,
+        "mean": None if mean is None else tuple(mean),
+        "std": None if std is None else tuple(std),
+        "height": None if size is None else size[0],
+        "width": None if size is None else size[1],
+        "classes": tuple(classes) or None,
+        "licence": licence or None,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+
+    with _step(say, f"loading {source if isinstance(source, str) else source.name or 'the teacher'}"):
+        choice = WeightsChoice(file=weights, pretrained=pretrained, random=random_weights)
+        teacher = load_teacher(source, weights=choice, num_classes=len(classes) or None, missing=settings)
+        teacher = _with_settings(teacher, settings)
+    name = check_name(name or teacher.name or _name_of(source))
+    refuse_existing(out, name, force=force)
+
+    from teacherfarm.export import to_onnx
+    from teacherfarm.export.graph import plan_graph
+    from teacherfarm.export.probes import as_number_type, make_probes
+    from teacherfarm.export.verify import reference_answers, table
+
+    opset = to_onnx.DEFAULT_OPSET if opset is None else opset
+    plan = plan_graph(teacher, taps)
+    rendering = Rendering(
+        height=teacher.height,
+        width=teacher.width,
+        interpolation=teacher.interpolation,
+        antialias=teacher.antialias,
+    )
+    with _step(say, "asking PyTorch for reference answers"):
+        probes = make_probes(rendering, teacher.channel_order, images=images)
+        crops = as_number_type(probes.crops, input_type)
+        reference = reference_answers(teacher, plan, crops, input_type)
+    with _step(say, "exporting to ONNX, fp32"):
+        model = to_onnx.onnx_bytes(teacher, plan, number_type=input_type, opset=opset)
+    teacher_digest = to_onnx.teacher_digest(model)
+    comparisons = [_verify(model, "fp32", crops, reference, plan, probes, say)]
+    if precision != "fp32":
+        with _step(say, f"exporting to ONNX, {precision}"):
+            model = to_onnx.onnx_bytes(
+                teacher, plan, number_type=input_type, precision=precision, opset=opset
+            )
+        comparisons.append(_verify(model, precision, crops, reference, plan, probes, say))
+    backend: TritonBackend = triton_backend
+    if tensorrt:
+        from teacherfarm.export.to_tensorrt import build_engine, engine_runner
+
+        backend = "tensorrt"
+        with _step(say, f"building a TensorRT engine, {precision} (minutes)"):
+            model = build_engine(model, precision=precision, max_batch=max_batch, input_shape=crops.shape[1:])
+        comparisons.append(_verify_run(engine_runner(model), precision, crops, reference, plan, probes, say))
+    say(table(comparisons))
+
+    head = _head_file(teacher, plan)
+    card = TeacherCard(
+        name=name,
+        teacher_digest=teacher_digest,
+        artifact_digest=hashlib.sha256(model).hexdigest(),
+        model_file="1/model.plan" if tensorrt else "1/model.onnx",
+        crop_format=CropFormat(
+            height=teacher.height, width=teacher.width, channels=teacher.num_channels, number_type=input_type
+        ),
+        rendering=rendering,
+        num_classes=plan.num_classes,
+        activation=teacher.activation,
+        features=plan.features,
+        channel_order=teacher.channel_order,
+        crop_scale=teacher.crop_scale,
+        crop_ratio=teacher.crop_ratio,
+        center_crop_fraction=teacher.center_crop_fraction,
+        mean=teacher.mean,
+        std=teacher.std,
+        classes=teacher.classes,
+        classes_hash=classes_hash(teacher.classes),
+        precision=precision,
+        provider_class="tensorrt" if tensorrt else "onnxruntime",
+        opset=opset,
+        has_head=head is not None,
+        source=teacher.source,
+        licence=teacher.licence,
+        weights_source=teacher.weights_source,
+        exported_by=f"teacherfarm {__version__}",
+        verification=_figures(comparisons, probes),
+    )
+    with _step(say, "writing"):
+        with atomic_entry(out, name, force=force) as folder:
+            write_entry(
+                folder,
+                card,
+                backend=backend,
+                max_batch=max_batch,
+                model=model,
+                golden=_golden(probes, crops, reference, teacher.activation),
+                side_files={} if head is None else {HEAD_FILE: head},
+            )
+    return card
+
+
+def _with_settings(teacher: Teacher, settings: dict[str, Any]) -> Teacher:
+    """The user's settings over the published ones; the published transform goes where they contradict it."""
+    if not settings:
+        return teacher
+    changes_input = settings.keys() & {"mean", "std", "channel_order"}
+    size = (settings.get("height", teacher.height), settings.get("width", teacher.width))
+    if settings.get("channel_order") == "GRAY" and teacher.num_channels != 1 and "mean" not in settings:
+        raise ValueError("--channel-order GRAY needs the one-channel --mean and --std of this teacher")
+    keeps = not changes_input and size == (teacher.height, teacher.width)
+    transform = teacher.published_transform if keeps else None
+    return dataclasses.replace(teacher, **settings, published_transform=transform)
+
+
+def _name_of(source: str | Teacher) -> str:
+    if isinstance(source, Teacher):
+        raise ValueError("give the teacher a name: Teacher(name=...) or name=...")
+    return source.rpartition(":")[2].replace("_", "-").replace("/", "-")
+
+
+def _verify(
+    model: bytes,
+    precision: Precision,
+    crops: NDArray[Any],
+    reference: Answers,
+    plan: GraphPlan,
+    probes: Probes,
+    say: Callable[[str], None],
+) -> Comparison:
+    from teacherfarm.export.verify import onnx_session
+
+    return _verify_run(onnx_session(model), precision, crops, reference, plan, probes, say)
+
+
+def _verify_run(
+    run: Callable[[NDArray[Any]], Answers],
+    precision: Precision,
+    crops: NDArray[Any],
+    reference: Answers,
+    plan: GraphPlan,
+    probes: Probes,
+    say: Callable[[str], None],
+) -> Comparison:
+    """Compare, and raise GoldenMismatch with the comparison when it failed."""
+    from teacherfarm.export.verify import compare, run_in_batches, table
+
+    with _step(say, f"verifying {precision} on {probes.origin}"):
+        comparison = compare(run_in_batches(run, crops), reference, plan.activation, precision)
+    if not comparison.passed:
+        raise GoldenMismatch(
+            f"the exported {precision} file does not answer as PyTorch does; nothing was written.\n{table([comparison])}\n"
+            "  A large difference usually means a wrong normalisation (--mean, --std, --channel-order)"
+            + ("; a small one that this teacher needs --precision fp32." if precision != "fp32" else ".")
+        )
+    return comparison
+
+
+def _figures(comparisons: Sequence[Comparison], probes: Probes) -> dict[str, float]:
+    figures: dict[str, float] = {
+        "num_photographs": float(probes.num_photographs),
+        "num_structured": float(probes.num_structured),
+    }
+    for comparison in comparisons:
+        figures |= comparison.figures()
+    return figures
+
+
+def _golden(
+    probes: Probes, crops: NDArray[Any], reference: Answers, activation: Activation
+) -> dict[str, NDArray[Any]]:
+    """Some photographs and every structured crop, with PyTorch's fp32 answers."""
+    import numpy as np
+
+    from teacherfarm.export.verify import probabilities
+    from teacherfarm.protos.teacher_card import LOGITS
+
+    photographs = np.arange(min(_NUM_GOLDEN_PHOTOGRAPHS, probes.num_photographs))
+    rows = np.concatenate([photographs, np.arange(probes.num_photographs, len(crops))])
+    kept = {output: values[rows] for output, values in reference.items() if output in (LOGITS, EMBEDDING)}
+    golden = {"crops": crops[rows]} | kept
+    if activation != "none":
+        golden["probabilities"] = probabilities(kept, activation, 1.0)
+    return golden
+
+
+def _head_file(teacher: Teacher, plan: GraphPlan) -> bytes | None:
+    """The classifier's last layer as safetensors: weight [C, D], bias [C] where it has one."""
+    if not plan.head:
+        return None
+    from safetensors.torch import save
+    from torch import nn
+
+    layer = teacher.module.get_submodule(plan.head)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    tensors = {"weight": layer.weight.detach().float().flatten(1).contiguous()}
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias.detach().float().contiguous()
+    return save(tensors)
+
+
+@contextmanager
+def _step(say: Callable[[str], None], what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    say(f"{what} ...")
+    yield
+    say(f"  {time.perf_counter() - started:.1f} s")
