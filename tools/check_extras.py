@@ -152,7 +152,7 @@ def check_wheel(wheel: Path) -> None:
 
 
 def check_installed_alone(folder: Path) -> None:
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], "building the wheel")
+    run([sys.executable, "-m", "build", "--outdir", folder, ROOT], "building sdist and wheel")
     (wheel,) = folder.glob("*.whl")
     check_wheel(wheel)
     python = folder / "venv" / "bin" / "python"
