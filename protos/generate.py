@@ -31,7 +31,9 @@ def main() -> None:
     options = parser.parse_args()
     version = importlib.metadata.version("grpcio-tools")
     if not version.startswith(GENERATOR):
-        raise SystemExit(f"grpcio-tools {GENERATOR}.x makes these stubs, found {version}: pip install grpcio-tools~={GENERATOR}.0")
+        raise SystemExit(
+            f"grpcio-tools {GENERATOR}.x makes these stubs, found {version}: pip install grpcio-tools~={GENERATOR}.0"
+        )
     here = Path(__file__).resolve().parent
     if not options.check:
         generate(here)

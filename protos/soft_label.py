@@ -70,9 +70,13 @@ class LabelSpec:
         if self.top_k and LABELS not in outputs:
             raise BadLabelSpec(f"top_k={self.top_k} needs the output 'labels', asked for {', '.join(outputs)}")
         if self.top_k > card.num_classes and LABELS in outputs:
-            raise BadLabelSpec(f"top_k={self.top_k} of a teacher with {card.num_classes} classes; ask at most that many")
+            raise BadLabelSpec(
+                f"top_k={self.top_k} of a teacher with {card.num_classes} classes; ask at most that many"
+            )
         if self.top_k and card.activation == "sigmoid":
-            raise BadLabelSpec("top-k labels need a softmax teacher; this one has independent (sigmoid) classes: ask dense")
+            raise BadLabelSpec(
+                "top-k labels need a softmax teacher; this one has independent (sigmoid) classes: ask dense"
+            )
         return LabelSpec(
             outputs=outputs, top_k=self.top_k, temperature=self.temperature, feature_type=self.feature_type
         )
@@ -159,7 +163,11 @@ class SoftLabels:
 
     @classmethod
     def from_records(
-        cls, records: NDArray[np.void], spec: LabelSpec, card: TeacherCard, weight: NDArray[np.float32] | None = None
+        cls,
+        records: NDArray[np.void],
+        spec: LabelSpec,
+        card: TeacherCard,
+        weight: NDArray[np.float32] | None = None,
     ) -> SoftLabels:
         """Soft labels around records that are already there; every crop counts unless ``weight`` says otherwise."""
         return cls(

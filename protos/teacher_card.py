@@ -137,7 +137,9 @@ class TeacherCard:
             raise ValueError(f"the card is not JSON ({error})") from error
         version = values.get("card_version") if isinstance(values, dict) else None
         if version != CARD_VERSION:
-            raise ValueError(f"card version {version!r}, this teacherfarm reads {CARD_VERSION}: export the teacher again")
+            raise ValueError(
+                f"card version {version!r}, this teacherfarm reads {CARD_VERSION}: export the teacher again"
+            )
         card = _build(cls, values, "card")
         assert isinstance(card, TeacherCard)
         return card

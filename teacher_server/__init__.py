@@ -1,1 +1,1 @@
-"""The server: front-ends, the gateway, the farm and its backends. Imports nothing here; torch nowhere."""
+"""The farm's side: front-ends, gateway, lanes and backends. Never imports torch or anything of the student's."""

@@ -1,0 +1,486 @@
+"""The wire format: values to header and payload and back, with its limits. Does no input or output.
+
+A message is a small protobuf header and one payload (pixels, label records, a card). ZeroMQ carries the two as two
+frames, gRPC as one byte string framed like the protobuf ``Message`` with the payload as its last field, so that the
+payload is joined once and read as a view, never copied into a protobuf object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from teacherfarm.protos import teacherfarm_pb2 as pb
+from teacherfarm.protos.crop import CROP_KEY_BYTES, Codec, CropFormat
+from teacherfarm.protos.faults import (
+    BadLabelSpec,
+    MalformedMessage,
+    MessageTooLarge,
+    TeacherFarmFault,
+    WireVersionMismatch,
+    WrongNumberType,
+    from_code,
+)
+from teacherfarm.protos.soft_label import FeatureType, LabelSpec
+
+WIRE_VERSION = 1
+PAYLOAD_BYTES = 1 << 20
+"""Most bytes of a payload, unless a single crop or label is larger."""
+HEADER_BYTES = 64 << 10
+"""Most bytes of a header: 16 bytes of key for each of 1024 crops, and room."""
+SLICE_CROPS = 1024
+MESSAGE_OVERHEAD_BYTES = 16
+"""Tags and lengths around header and payload in a gRPC message."""
+FAULT_TEXT_CHARACTERS = 4000
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """A student's first message on a session."""
+
+    teacher: str
+    spec: LabelSpec
+    crop_format: CropFormat | None = None
+    api_key: str = field(default="", repr=False)
+    expected_teacher_digest: str = ""
+    expected_artifact_digest: str = ""
+    student: str = ""
+    wire_version: int = WIRE_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcome:
+    """The server's answer to Hello; the payload is the teacher card as JSON."""
+
+    session_id: str
+    window_crops: int
+    slice_crops: int
+    batch_crops: int
+    payload_bytes: int
+    artifact_digest: str
+    wire_version: int = WIRE_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Rows ``first_row`` to ``first_row + num_crops`` of a crop batch; the payload is their pixels."""
+
+    batch_id: int
+    first_row: int
+    num_crops: int
+    taken_crops: int = 0
+    keys: bytes = b""
+    crop_bytes: tuple[int, ...] = ()
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceLabels:
+    """The answer to one slice; the payload is ``num_crops`` label records."""
+
+    batch_id: int
+    first_row: int
+    num_crops: int
+    window_crops: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceFault:
+    """A fault instead of an answer: of one slice, or of the session where ``num_crops`` is 0."""
+
+    fault: TeacherFarmFault
+    batch_id: int = 0
+    first_row: int = 0
+    num_crops: int = 0
+    window_crops: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoAway:
+    """The server drains: it answers what it has and takes nothing new."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ping:
+    """A sign of life from the student, and how many crops' answers its user has taken."""
+
+    taken_crops: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pong:
+    """The answer to Ping."""
+
+    window_crops: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goodbye:
+    """The student ends the session on purpose."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListTeachers:
+    """Asks which teachers there are; needs no Hello."""
+
+    api_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherSummary:
+    """One line of a teacher list; ``state`` is loading, ready or failed."""
+
+    name: str
+    teacher_digest: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherList:
+    """The answer to ListTeachers."""
+
+    teachers: tuple[TeacherSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GetTeacher:
+    """Asks for one teacher's card; needs no Hello."""
+
+    name: str
+    api_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teacher:
+    """The answer to GetTeacher; the payload is the card as JSON."""
+
+    name: str
+    artifact_digest: str
+
+
+Value = (
+    Hello
+    | Welcome
+    | Slice
+    | SliceLabels
+    | SliceFault
+    | GoAway
+    | Ping
+    | Pong
+    | Goodbye
+    | ListTeachers
+    | TeacherList
+    | GetTeacher
+    | Teacher
+)
+
+
+def encode_header(value: Value) -> bytes:
+    """The header of a message."""
+    match value:
+        case Slice():
+            return pb.Header(
+                slice=pb.Slice(
+                    batch_id=value.batch_id,
+                    first_row=value.first_row,
+                    num_crops=value.num_crops,
+                    taken_crops=value.taken_crops,
+                    keys=value.keys,
+                    crop_bytes=value.crop_bytes,
+                    priority=value.priority,
+                )
+            ).SerializeToString()
+        case SliceLabels():
+            return pb.Header(
+                slice_labels=pb.SliceLabels(
+                    batch_id=value.batch_id,
+                    first_row=value.first_row,
+                    num_crops=value.num_crops,
+                    window_crops=value.window_crops,
+                )
+            ).SerializeToString()
+        case SliceFault():
+            return pb.Header(
+                fault=pb.Fault(
+                    code=value.fault.code,
+                    message=value.fault.message[:FAULT_TEXT_CHARACTERS],
+                    retry_after_s=value.fault.retry_after_s,
+                    batch_id=value.batch_id,
+                    first_row=value.first_row,
+                    num_crops=value.num_crops,
+                    window_crops=value.window_crops,
+                )
+            ).SerializeToString()
+        case _:
+            return _encode_rare(value).SerializeToString()
+
+
+def _encode_rare(value: Value) -> pb.Header:
+    match value:
+        case Hello():
+            crop_format = value.crop_format
+            return pb.Header(
+                hello=pb.Hello(
+                    wire_version=value.wire_version,
+                    api_key=value.api_key,
+                    teacher=value.teacher,
+                    expected_teacher_digest=value.expected_teacher_digest,
+                    expected_artifact_digest=value.expected_artifact_digest,
+                    spec=pb.LabelSpec(
+                        outputs=value.spec.outputs,
+                        top_k=value.spec.top_k,
+                        temperature=value.spec.temperature,
+                        feature_type=value.spec.feature_type,
+                    ),
+                    crop_format=None
+                    if crop_format is None
+                    else pb.CropFormat(
+                        height=crop_format.height,
+                        width=crop_format.width,
+                        channels=crop_format.channels,
+                        number_type=crop_format.number_type,
+                        codec=crop_format.codec,
+                    ),
+                    student=value.student,
+                )
+            )
+        case Welcome():
+            return pb.Header(
+                welcome=pb.Welcome(
+                    wire_version=value.wire_version,
+                    session_id=value.session_id,
+                    window_crops=value.window_crops,
+                    slice_crops=value.slice_crops,
+                    batch_crops=value.batch_crops,
+                    payload_bytes=value.payload_bytes,
+                    artifact_digest=value.artifact_digest,
+                )
+            )
+        case GoAway():
+            return pb.Header(go_away=pb.GoAway(reason=value.reason))
+        case Ping():
+            return pb.Header(ping=pb.Ping(taken_crops=value.taken_crops))
+        case Pong():
+            return pb.Header(pong=pb.Pong(window_crops=value.window_crops))
+        case Goodbye():
+            return pb.Header(goodbye=pb.Goodbye())
+        case ListTeachers():
+            return pb.Header(list_teachers=pb.ListTeachers(api_key=value.api_key))
+        case TeacherList():
+            summaries = [
+                pb.TeacherSummary(name=t.name, teacher_digest=t.teacher_digest, state=t.state) for t in value.teachers
+            ]
+            return pb.Header(teacher_list=pb.TeacherList(teachers=summaries))
+        case GetTeacher():
+            return pb.Header(get_teacher=pb.GetTeacher(api_key=value.api_key, name=value.name))
+        case Teacher():
+            return pb.Header(teacher=pb.Teacher(name=value.name, artifact_digest=value.artifact_digest))
+        case _:
+            raise TypeError(f"not a wire value: {value!r}")
+
+
+def decode_header(header: Buffer) -> Value:
+    """The value of a header. Raises faults only: MalformedMessage, MessageTooLarge, WireVersionMismatch, BadLabelSpec..."""
+    if len(header) > HEADER_BYTES:
+        raise MessageTooLarge(f"a header of {len(header)} bytes; at most {HEADER_BYTES} are allowed")
+    try:
+        parsed = pb.Header.FromString(header if isinstance(header, bytes) else bytes(header))
+    except DecodeError as error:
+        raise MalformedMessage(f"{len(header)} bytes that are not a teacherfarm header ({error})") from error
+    match parsed.WhichOneof("kind"):
+        case "slice":
+            return _decode_slice(parsed.slice)
+        case "slice_labels":
+            answer = parsed.slice_labels
+            return SliceLabels(
+                batch_id=answer.batch_id,
+                first_row=answer.first_row,
+                num_crops=answer.num_crops,
+                window_crops=answer.window_crops,
+            )
+        case "fault":
+            fault = parsed.fault
+            return SliceFault(
+                fault=from_code(fault.code, fault.message, fault.retry_after_s),
+                batch_id=fault.batch_id,
+                first_row=fault.first_row,
+                num_crops=fault.num_crops,
+                window_crops=fault.window_crops,
+            )
+        case kind:
+            return _decode_rare(kind, parsed)
+
+
+def _decode_slice(slice_: pb.Slice) -> Slice:
+    num_crops = slice_.num_crops
+    if not 1 <= num_crops <= SLICE_CROPS:
+        raise MalformedMessage(f"a slice holds 1 to {SLICE_CROPS} crops, this one says {num_crops}")
+    if slice_.keys and len(slice_.keys) != num_crops * CROP_KEY_BYTES:
+        raise MalformedMessage(f"{num_crops} crops with {len(slice_.keys)} bytes of keys, not {CROP_KEY_BYTES} each")
+    crop_bytes = tuple(slice_.crop_bytes)
+    if crop_bytes and len(crop_bytes) != num_crops:
+        raise MalformedMessage(f"{num_crops} crops with {len(crop_bytes)} lengths")
+    return Slice(
+        batch_id=slice_.batch_id,
+        first_row=slice_.first_row,
+        num_crops=num_crops,
+        taken_crops=slice_.taken_crops,
+        keys=slice_.keys,
+        crop_bytes=crop_bytes,
+        priority=slice_.priority,
+    )
+
+
+def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
+    match kind:
+        case "hello":
+            return _decode_hello(parsed.hello)
+        case "welcome":
+            welcome = parsed.welcome
+            _check_version(welcome.wire_version)
+            return Welcome(
+                wire_version=welcome.wire_version,
+                session_id=welcome.session_id,
+                window_crops=welcome.window_crops,
+                slice_crops=welcome.slice_crops,
+                batch_crops=welcome.batch_crops,
+                payload_bytes=welcome.payload_bytes,
+                artifact_digest=welcome.artifact_digest,
+            )
+        case "go_away":
+            return GoAway(reason=parsed.go_away.reason)
+        case "ping":
+            return Ping(taken_crops=parsed.ping.taken_crops)
+        case "pong":
+            return Pong(window_crops=parsed.pong.window_crops)
+        case "goodbye":
+            return Goodbye()
+        case "list_teachers":
+            return ListTeachers(api_key=parsed.list_teachers.api_key)
+        case "teacher_list":
+            return TeacherList(
+                teachers=tuple(
+                    TeacherSummary(name=t.name, teacher_digest=t.teacher_digest, state=t.state)
+                    for t in parsed.teacher_list.teachers
+                )
+            )
+        case "get_teacher":
+            return GetTeacher(api_key=parsed.get_teacher.api_key, name=parsed.get_teacher.name)
+        case "teacher":
+            return Teacher(name=parsed.teacher.name, artifact_digest=parsed.teacher.artifact_digest)
+        case _:
+            raise MalformedMessage("a header that holds no message this version knows")
+
+
+def _check_version(version: int) -> None:
+    if version != WIRE_VERSION:
+        raise WireVersionMismatch(
+            f"the peer speaks wire version {version}, this side {WIRE_VERSION}: install the same teacherfarm on both ends"
+        )
+
+
+def _decode_hello(hello: pb.Hello) -> Hello:
+    # Before anything else: a peer of another version may mean something else by every other field.
+    _check_version(hello.wire_version)
+    crop_format = None
+    if hello.HasField("crop_format"):
+        crop_format = CropFormat(
+            height=hello.crop_format.height,
+            width=hello.crop_format.width,
+            channels=hello.crop_format.channels,
+            number_type=_one_of(hello.crop_format.number_type, ("uint8", "uint16", "float32"), WrongNumberType),
+            codec=_codec(hello.crop_format.codec),
+        )
+    spec = hello.spec
+    return Hello(
+        wire_version=hello.wire_version,
+        api_key=hello.api_key,
+        teacher=hello.teacher,
+        expected_teacher_digest=hello.expected_teacher_digest,
+        expected_artifact_digest=hello.expected_artifact_digest,
+        spec=LabelSpec(
+            outputs=tuple(spec.outputs),
+            top_k=spec.top_k,
+            temperature=spec.temperature,
+            feature_type=_feature_type(spec.feature_type),
+        ),
+        crop_format=crop_format,
+        student=hello.student[:200],
+    )
+
+
+def _one_of(value: str, known: tuple[Any, ...], fault: type[TeacherFarmFault]) -> Any:
+    if value not in known:
+        raise fault(f"{value!r} is not known here; known are {', '.join(known)}")
+    return value
+
+
+def _codec(value: str) -> Codec:
+    codec: Codec = _one_of(value, ("raw", "jpeg"), MalformedMessage)
+    return codec
+
+
+def _feature_type(value: str) -> FeatureType:
+    feature_type: FeatureType = _one_of(value, ("float16", "int8"), BadLabelSpec)
+    return feature_type
+
+
+def join(header: bytes, payload: Buffer | None = None) -> bytes:
+    """Header and payload as one gRPC message: copies the payload once."""
+    if not payload:
+        return b"".join((b"\x0a", _varint(len(header)), header))
+    return b"".join((b"\x0a", _varint(len(header)), header, b"\x12", _varint(len(payload)), payload))
+
+
+def split(message: bytes) -> tuple[memoryview, memoryview]:
+    """Header and payload of a gRPC message as views. Raises MalformedMessage."""
+    view = memoryview(message)
+    header = payload = view[:0]
+    position = 0
+    while position < len(view):
+        tag = view[position]
+        if tag not in (0x0A, 0x12):
+            raise MalformedMessage(f"a gRPC message with an unknown field (tag {tag}) at byte {position}")
+        length, start = _read_varint(view, position + 1)
+        end = start + length
+        if end > len(view):
+            raise MalformedMessage(f"a gRPC message cut short: {end - len(view)} of its bytes are missing")
+        if tag == 0x0A:
+            header = view[start:end]
+        else:
+            payload = view[start:end]
+        position = end
+    return header, payload
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        if position >= len(view) or shift > 28:
+            raise MalformedMessage("a gRPC message with a broken length")
+        byte = view[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+
+
+def slice_crops(crop_bytes: int, record_bytes: int, teacher_batch: int, payload_bytes: int = PAYLOAD_BYTES) -> int:
+    """Most crops in one slice: neither its pixels nor its labels exceed a payload, and it fits one teacher batch."""
+    return max(1, min(payload_bytes // max(crop_bytes, record_bytes, 1), teacher_batch, SLICE_CROPS))

@@ -1,0 +1,1 @@
+"""What runs a teacher, behind one small protocol (backend.py)."""

@@ -1,0 +1,46 @@
+"""The seam behind which a teacher runs. Implementations: onnx_backend, scripted_backend (for tests and benchmarks)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+GraphOutputs = Mapping[str, NDArray[Any]]
+"""Output name to array [N, ...]."""
+
+
+class Backend(Protocol):
+    """Runs one teacher. Methods are called on the event loop; the work happens elsewhere."""
+
+    @property
+    def slots(self) -> int:
+        """How many teacher batches run side by side; the lane keeps that many pulling."""
+        ...
+
+    @property
+    def largest_batch(self) -> int:
+        """Most crops in one teacher batch."""
+        ...
+
+    @property
+    def provider_class(self) -> str:
+        """What computes, for the artifact digest: answers may differ in the last bits between classes."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and warm it up; raises a BadTeacher fault when it cannot be loaded."""
+        ...
+
+    async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        """The named graph outputs for crops [N, H, W, C], 1 <= N <= ``largest_batch``.
+
+        ``pixels`` may be a view of a receive buffer and must not be changed or kept. Raises BackendDied when what runs
+        the teacher is gone, and anything else when this batch broke it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free the model; calls under way are finished first."""
+        ...

@@ -1,0 +1,75 @@
+"""How many crops each session may have in flight, handed out from one global byte budget. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from teacherfarm.protos.faults import Overloaded
+
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(eq=False)
+class Credit:
+    """One session's account: crops received and not yet taken by its user count against its window."""
+
+    crop_bytes: int
+    slice_crops: int
+    pool: CreditPool = field(repr=False)
+    received_crops: int = 0
+    answered_crops: int = 0
+    taken_crops: int = 0
+
+    @property
+    def window_crops(self) -> int:
+        return self.pool.window_crops(self)
+
+    @property
+    def untaken_crops(self) -> int:
+        return self.received_crops - self.taken_crops
+
+    def took(self, taken_crops: int) -> None:
+        """The student says how many answers its user has taken so far; it cannot take what it was not sent."""
+        self.taken_crops = max(self.taken_crops, min(taken_crops, self.answered_crops))
+
+    def has_room(self, num_crops: int) -> bool:
+        """Whether that many more crops fit the window; an empty session always has room for one slice."""
+        return self.untaken_crops + num_crops <= self.window_crops
+
+
+class CreditPool:
+    """Shares ``budget_bytes`` equally among the open sessions, each at most ``most_crops`` and at least one slice."""
+
+    def __init__(self, *, budget_bytes: int, most_crops: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._most_crops = most_crops
+        self._open: set[Credit] = set()
+
+    def __repr__(self) -> str:
+        return f"<CreditPool {self.used_bytes} of {self._budget_bytes} bytes used by {len(self._open)} session(s)>"
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(credit.untaken_crops * credit.crop_bytes for credit in self._open)
+
+    def open(self, *, crop_bytes: int, slice_crops: int) -> Credit:
+        """An account for one more session; raises Overloaded when the budget holds no slice for it."""
+        smallest = sum(credit.crop_bytes * credit.slice_crops for credit in self._open) + crop_bytes * slice_crops
+        if smallest > self._budget_bytes:
+            raise Overloaded(
+                f"{len(self._open)} sessions fill this server's memory for crops ({self._budget_bytes} bytes); "
+                "come back later, or start the server with more --memory-mb",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        credit = Credit(crop_bytes=crop_bytes, slice_crops=slice_crops, pool=self)
+        self._open.add(credit)
+        return credit
+
+    def close(self, credit: Credit) -> None:
+        """The session is over; its share goes to the others."""
+        self._open.discard(credit)
+
+    def window_crops(self, credit: Credit) -> int:
+        """A session's window at this moment."""
+        share = self._budget_bytes // max(1, len(self._open)) // credit.crop_bytes
+        return max(credit.slice_crops, min(share, self._most_crops))

@@ -1,0 +1,90 @@
+"""When a teacher batch is formed and of how many crops. Pure: the time is an argument, a decision is returned.
+
+Waiting time counts from the first crop that waits. Slices of one output set share a teacher batch, so nobody pays for a
+neighbour's feature maps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from teacherfarm.teacher_server.farm.fair_queue import FairQueue, Queued
+
+
+@dataclass(frozen=True)
+class TeacherBatch[S: Queued]:
+    """Slices that go through the teacher together."""
+
+    slices: tuple[S, ...]
+    outputs: tuple[str, ...]
+    num_crops: int
+
+
+@dataclass(frozen=True)
+class WaitUntil:
+    """Too few crops yet: ask again at this time, or when more arrive."""
+
+    time_s: float
+
+
+class Batcher[S: Queued]:
+    """Forms teacher batches of at most ``largest`` crops.
+
+    A batch is formed when ``preferred`` crops wait, or when the first of them has waited ``longest_wait_s``.
+    """
+
+    def __init__(self, *, largest: int, preferred: int = 1, longest_wait_s: float = 0.0) -> None:
+        if not 1 <= preferred <= largest:
+            raise ValueError(f"preferred batch {preferred} must lie in 1..{largest}")
+        self._largest = largest
+        self._preferred = preferred
+        self._longest_wait_s = longest_wait_s
+        self._queue: FairQueue[S] = FairQueue()
+        self._arrivals: deque[tuple[float, S]] = deque()
+        self._present: set[int] = set()
+        self.waiting_crops = 0
+
+    def push(self, slice_: S, now_s: float) -> None:
+        """Queue a slice that arrived now."""
+        self._queue.push(slice_)
+        self._arrivals.append((now_s, slice_))
+        self._present.add(id(slice_))
+        self.waiting_crops += slice_.num_crops
+
+    def next_batch(self, now_s: float) -> TeacherBatch[S] | WaitUntil | None:
+        """The next teacher batch, the time to ask again, or None where nothing waits."""
+        self._forget_the_abandoned()
+        if not self._present:
+            return None
+        due_s = self._arrivals[0][0] + self._longest_wait_s
+        if self.waiting_crops < self._preferred and now_s < due_s:
+            return WaitUntil(due_s)
+        first = self._pop(self._largest, None)
+        if first is None:
+            return None
+        slices, num_crops = [first], first.num_crops
+        while not first.alone and num_crops < self._largest:
+            more = self._pop(self._largest - num_crops, first.outputs)
+            if more is None:
+                break
+            slices.append(more)
+            num_crops += more.num_crops
+        return TeacherBatch(tuple(slices), first.outputs, num_crops)
+
+    def _pop(self, most_crops: int, outputs: tuple[str, ...] | None) -> S | None:
+        slice_ = self._queue.pop(most_crops, outputs)
+        if slice_ is not None:
+            self._present.discard(id(slice_))
+            self.waiting_crops -= slice_.num_crops
+        return slice_
+
+    def _forget_the_abandoned(self) -> None:
+        while self._arrivals:
+            slice_ = self._arrivals[0][1]
+            if id(slice_) in self._present and not slice_.abandoned:
+                return
+            self._arrivals.popleft()
+            if id(slice_) in self._present:
+                self._present.discard(id(slice_))
+                self.waiting_crops -= slice_.num_crops

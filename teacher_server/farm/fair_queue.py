@@ -1,0 +1,113 @@
+"""Whose slice is next: shares between projects by weight alone, turns between a project's streams, priority within it.
+
+Pure: no clock, nothing awaited. Shares are kept by virtual time (start-time fair queueing, Goyal et al. 1996): each
+project's clock advances by crops / weight as it is served and the project that is furthest behind goes next, which is
+deficit round robin without a quantum to choose. A project that was idle starts at the present, with no credit saved up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Queued(Protocol):
+    """What the queue needs to know of a slice."""
+
+    @property
+    def project(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def num_crops(self) -> int: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def alone(self) -> bool:
+        """Must not share a teacher batch."""
+        ...
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for it any more."""
+        ...
+
+
+class _Tenant[S: Queued]:
+    """One project's waiting slices: by priority, then in turns over streams, each stream in the order asked."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.levels: dict[int, OrderedDict[str, deque[S]]] = {}
+
+    def push(self, slice_: S) -> None:
+        level = self.levels.setdefault(slice_.priority, OrderedDict())
+        level.setdefault(slice_.stream, deque()).append(slice_)
+
+    def heads(self) -> Iterator[tuple[int, str, S]]:
+        """The slices that may be next, best first; abandoned ones are dropped on the way."""
+        for priority in sorted(self.levels, reverse=True):
+            level = self.levels[priority]
+            for stream in list(level):
+                waiting = level[stream]
+                while waiting and waiting[0].abandoned:
+                    waiting.popleft()
+                if waiting:
+                    yield priority, stream, waiting[0]
+                else:
+                    del level[stream]
+            if not level:
+                del self.levels[priority]
+
+    def take(self, priority: int, stream: str) -> None:
+        level = self.levels[priority]
+        level[stream].popleft()
+        if level[stream]:
+            level.move_to_end(stream)
+        else:
+            del level[stream]
+            if not level:
+                del self.levels[priority]
+
+
+class FairQueue[S: Queued]:
+    """Waiting slices of every project."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, _Tenant[S]] = {}
+        self._now = 0.0
+
+    def __repr__(self) -> str:
+        return f"<FairQueue {sum(bool(t.levels) for t in self._tenants.values())} project(s) waiting>"
+
+    def push(self, slice_: S) -> None:
+        """Add a slice behind its stream's others of the same priority."""
+        tenant = self._tenants.setdefault(slice_.project, _Tenant())
+        if not tenant.levels:
+            tenant.clock = max(tenant.clock, self._now)
+        tenant.push(slice_)
+
+    def pop(self, most_crops: int, outputs: tuple[str, ...] | None = None) -> S | None:
+        """Take the next slice, or None where none fits.
+
+        With ``outputs``: only one of at most ``most_crops`` crops that asks for just these outputs and need not be
+        alone. A project whose next slices do not fit is passed over for now; its clock stands still meanwhile.
+        """
+        for name in sorted(self._tenants, key=lambda name: self._tenants[name].clock):
+            tenant = self._tenants[name]
+            for priority, stream, head in tenant.heads():
+                fits = head.num_crops <= most_crops and head.outputs == outputs and not head.alone
+                if outputs is None or fits:
+                    tenant.take(priority, stream)
+                    self._now = max(self._now, tenant.clock)
+                    tenant.clock += head.num_crops / head.weight
+                    return head
+            if not tenant.levels and tenant.clock <= self._now:
+                # Not before its clock has passed: asking slice by slice must not win extra turns.
+                del self._tenants[name]
+        return None

@@ -1,0 +1,99 @@
+"""The same crop, asked again while it is being computed, waits for that answer instead of asking the teacher twice.
+
+A claim covers the rows of one slice: rows that nobody is computing are fresh and become the claim's own, the others
+join somebody else's. An owner who leaves or fails passes its crops on: those who joined claim them anew, with their
+own pixels. Joins happen inside one scope only (project, teacher, label spec), so no tenant sees another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from teacherfarm.protos.crop import CROP_KEY_BYTES
+
+
+class Claim:
+    """One slice's hold on its crops. Must be released, whatever happens; fulfil it before, if there are answers."""
+
+    def __init__(self, in_flight: InFlight, scope: Hashable, keys: list[bytes], rows: list[int]) -> None:
+        self._in_flight = in_flight
+        self._scope = scope
+        self._owned: dict[bytes, int] = {}
+        self._records: NDArray[Any] | None = None
+        self._settled: asyncio.Future[None] | None = None
+        self.fresh: list[int] = []
+        self.joined: list[tuple[int, Claim, int]] = []
+        owners = in_flight.owners(scope)
+        for row in rows:
+            key = keys[row]
+            owner = owners.get(key)
+            if owner is None:
+                owners[key] = self
+                self._owned[key] = len(self.fresh)
+                self.fresh.append(row)
+            else:
+                self.joined.append((row, owner, owner._owned[key]))
+
+    def fulfil(self, records: NDArray[Any]) -> None:
+        """Hand the answers of the fresh rows, in their order, to everybody who joined."""
+        self._records = records
+
+    def release(self) -> None:
+        """Stop owning: whoever joined gets the answers, or has to ask by itself where there are none."""
+        owners = self._in_flight.owners(self._scope)
+        for key in self._owned:
+            if owners.get(key) is self:
+                del owners[key]
+        self._in_flight.forget_when_empty(self._scope)
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+        elif self._settled is None:
+            self._settled = _settled_future()
+
+    async def answers(self) -> NDArray[Any] | None:
+        """The owner's records once it released, or None where it left without."""
+        if self._settled is None:
+            self._settled = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._settled)
+        return self._records
+
+
+def _settled_future() -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.set_result(None)
+    return future
+
+
+class InFlight:
+    """Every crop that is being computed, by scope and key."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[Hashable, dict[bytes, Claim]] = {}
+        self.num_joined = 0
+
+    def __repr__(self) -> str:
+        return f"<InFlight {sum(map(len, self._scopes.values()))} crop(s)>"
+
+    def owners(self, scope: Hashable) -> dict[bytes, Claim]:
+        """Who computes what in a scope; for claims only."""
+        return self._scopes.setdefault(scope, {})
+
+    def forget_when_empty(self, scope: Hashable) -> None:
+        """Drop the books of a scope in which nothing is computed."""
+        if not self._scopes.get(scope, True):
+            del self._scopes[scope]
+
+    def claim(self, scope: Hashable, keys: list[bytes], rows: list[int]) -> Claim:
+        """Claim the crops of these rows."""
+        claim = Claim(self, scope, keys, rows)
+        self.num_joined += len(claim.joined)
+        return claim
+
+
+def split_keys(keys: bytes) -> list[bytes]:
+    """Joined crop keys, apart."""
+    return [keys[start : start + CROP_KEY_BYTES] for start in range(0, len(keys), CROP_KEY_BYTES)]

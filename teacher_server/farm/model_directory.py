@@ -1,0 +1,88 @@
+"""Reads a directory of exported teachers and refuses what is missing, half written or altered."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacherfarm.protos.faults import BadTeacher, DamagedArtifact, EmptyModelDirectory
+from teacherfarm.protos.teacher_card import CARD_FILE, GOLDEN_FILE, TeacherCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedTeacher:
+    """A teacher on disk; ``fault`` says why it cannot be served, if so."""
+
+    name: str
+    folder: Path
+    card: TeacherCard | None = None
+    fault: BadTeacher | None = None
+
+    @property
+    def model_file(self) -> Path:
+        assert self.card is not None
+        return self.folder / self.card.model_file
+
+    @property
+    def golden_file(self) -> Path:
+        return self.folder / GOLDEN_FILE
+
+
+def read_model_directory(models: Path) -> list[ExportedTeacher]:
+    """Every teacher in ``models`` (or ``models`` itself, where it is one), by name. Raises EmptyModelDirectory."""
+    if not models.is_dir():
+        raise EmptyModelDirectory(
+            f"{models} is not a directory: export a teacher into it with teacherfarm export NAME --out {models}"
+        )
+    if (models / CARD_FILE).is_file():
+        return [_read_teacher(models)]
+    # Names that start with a dot are exports that have not finished.
+    folders = sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [_read_teacher(folder) for folder in folders if any(folder.iterdir())]
+    if not found:
+        raise EmptyModelDirectory(
+            f"{models} holds no exported teacher (a folder with {CARD_FILE}): "
+            f"teacherfarm export efficientnet-lite0 --out {models}"
+        )
+    return found
+
+
+def _read_teacher(folder: Path) -> ExportedTeacher:
+    name = folder.name
+    again = f"export {name!r} again"
+    try:
+        card = TeacherCard.from_json((folder / CARD_FILE).read_bytes())
+    except FileNotFoundError:
+        return ExportedTeacher(name=name, folder=folder, fault=DamagedArtifact(f"{folder} has no {CARD_FILE}: {again}"))
+    except ValueError as error:
+        return ExportedTeacher(
+            name=name,
+            folder=folder,
+            fault=DamagedArtifact(f"{folder / CARD_FILE} is damaged ({error}): {again}"),
+        )
+    fault: BadTeacher | None = None
+    model_file = folder / card.model_file
+    if not model_file.resolve().is_relative_to(folder.resolve()):
+        fault = DamagedArtifact(f"{folder / CARD_FILE} names a model outside its folder ({card.model_file}): {again}")
+    elif not model_file.is_file():
+        fault = DamagedArtifact(f"{folder} lacks {card.model_file}, which its card names: {again}")
+    elif not (folder / GOLDEN_FILE).is_file():
+        fault = DamagedArtifact(f"{folder} lacks {GOLDEN_FILE}, so its answers cannot be checked: {again}")
+    elif (digest := file_digest(model_file)) != card.artifact_digest:
+        fault = DamagedArtifact(
+            f"{model_file} is not the file its card describes (SHA-256 {digest[:12]}..., expected "
+            f"{card.artifact_digest[:12]}...): half written or altered; {again}"
+        )
+    return ExportedTeacher(name=card.name, folder=folder, card=card, fault=fault)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def served_digest(card: TeacherCard, provider_class: str) -> str:
+    """What is really run: file, precision and provider class in one digest, pinned at Hello beside the teacher's."""
+    return hashlib.sha256(f"{card.artifact_digest}:{card.precision}:{provider_class}".encode()).hexdigest()

@@ -1,0 +1,224 @@
+"""One session's messages, whatever wire carries them: Hello, slices and their answers, pings, goodbye.
+
+Front-ends feed it decoded messages and deliver what it sends; it knows the wire's values but no socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.protos.crop import CropBatch
+from teacherfarm.protos.faults import (
+    BadMessage,
+    GoingAway,
+    MalformedMessage,
+    ServerFault,
+    TeacherFarmFault,
+    UnexpectedMessage,
+    UnreadableCrop,
+    WrongCropSize,
+)
+from teacherfarm.protos.wire import (
+    Buffer,
+    GetTeacher,
+    GoAway,
+    Goodbye,
+    Hello,
+    ListTeachers,
+    Ping,
+    Pong,
+    Slice,
+    SliceFault,
+    SliceLabels,
+    Teacher,
+    TeacherList,
+    Value,
+    decode_header,
+    encode_header,
+)
+from teacherfarm.teacher_server.gateway import Gateway, Session
+from teacherfarm.teacher_server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[bytes, Buffer], None]
+"""Delivers a header and a payload in order, without waiting; what cannot be delivered is dropped with the session."""
+
+
+class Conversation:
+    """One session. ``finished`` tells the front-end to close once what was sent is delivered."""
+
+    def __init__(self, gateway: Gateway, metrics: Metrics, *, wire: str, send: Send) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._wire = wire
+        self._send = send
+        self._session: Session | None = None
+        self._slices: set[asyncio.Task[None]] = set()
+        self._received = metrics.received.labels(wire)
+        self._sent = metrics.sent.labels(wire)
+        self.finished = False
+        self.last_heard_s = time.monotonic()
+
+    def __repr__(self) -> str:
+        session = self._session
+        who = f"{session.id} for {session.lane.card.name}" if session else "before Hello"
+        return f"<Conversation {who} over {self._wire}, {len(self._slices)} slice(s) under way>"
+
+    @property
+    def greeted(self) -> bool:
+        """Whether Hello was answered with Welcome."""
+        return self._session is not None
+
+    def receive(self, header: Buffer, payload: Buffer) -> None:
+        """Take one message. Never raises: faults go to the student, and ``finished`` is set where they end the session."""
+        self.last_heard_s = time.monotonic()
+        try:
+            self._dispatch(decode_header(header), payload)
+        except BadMessage as fault:
+            self._end(fault)
+        except TeacherFarmFault as fault:
+            # Before Hello was accepted there is no session to go on with.
+            if self._session is None:
+                self._end(fault)
+            else:
+                self._say(SliceFault(fault=fault))
+
+    def refuse(self, fault: BadMessage) -> None:
+        """End the session over a message that the front-end could not even take apart."""
+        self._end(fault)
+
+    def go_away(self) -> None:
+        """Tell the student that the server drains."""
+        if self._session is not None:
+            self._say(GoAway(reason="the server is shutting down"))
+
+    def close(self) -> None:
+        """The connection is gone or will be: withdraw what is under way."""
+        self.finished = True
+        for task in list(self._slices):
+            task.cancel()
+        session, self._session = self._session, None
+        if session is not None:
+            self._gateway.close_session(session)
+            self._metrics.sessions.labels(self._wire).dec()
+            log.info("session %s closed (%s)", session.id, self._wire)
+
+    def _dispatch(self, value: Value, payload: Buffer) -> None:
+        match value:
+            case Slice():
+                self._receive_slice(value, payload)
+            case Ping():
+                session = self._greeted(value)
+                session.credit.took(value.taken_crops)
+                self._say(Pong(window_crops=session.credit.window_crops))
+            case Hello():
+                self._receive_hello(value)
+            case Goodbye():
+                self.close()
+            case ListTeachers():
+                self._say(TeacherList(teachers=tuple(self._gateway.teachers())))
+            case GetTeacher():
+                lane = self._gateway.teacher(value.name)
+                answer = Teacher(name=lane.card.name, artifact_digest=self._gateway.artifact_digest(lane))
+                self._say(answer, lane.card.to_json().encode())
+            case _:
+                raise UnexpectedMessage(f"a student does not send {type(value).__name__}")
+
+    def _receive_hello(self, hello: Hello) -> None:
+        if self._session is not None:
+            raise UnexpectedMessage("Hello twice on one session: open another connection for another session")
+        session = self._session = self._gateway.open_session(hello)
+        self._metrics.sessions.labels(self._wire).inc()
+        log.info("session %s: %s asks %s of %s", session.id, hello.student, session.spec, session.lane.card.name)
+        self._say(session.welcome, session.lane.card.to_json().encode())
+
+    def _greeted(self, value: Value) -> Session:
+        if self._session is None:
+            raise UnexpectedMessage(f"{type(value).__name__} before Hello was answered")
+        return self._session
+
+    def _receive_slice(self, slice_: Slice, payload: Buffer) -> None:
+        session = self._greeted(slice_)
+        self._received.inc(len(payload))
+        session.credit.took(slice_.taken_crops)
+        if self._gateway.draining:
+            self._answer_fault(session, slice_, GoingAway("this server is draining"))
+            return
+        task = asyncio.get_running_loop().create_task(self._label(session, slice_, payload))
+        self._slices.add(task)
+        task.add_done_callback(self._slices.discard)
+
+    async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
+        try:
+            pixels = _decode_pixels(session, slice_, payload)
+            records = await self._gateway.label(
+                session, CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)
+            )
+        except TeacherFarmFault as fault:
+            self._answer_fault(session, slice_, fault)
+        except Exception:
+            log.exception("session %s: undeclared error on a slice", session.id)
+            fault = ServerFault(f"an internal error of the server, logged there under session {session.id}")
+            self._answer_fault(session, slice_, fault)
+        else:
+            answer = SliceLabels(
+                batch_id=slice_.batch_id,
+                first_row=slice_.first_row,
+                num_crops=slice_.num_crops,
+                window_crops=session.credit.window_crops,
+            )
+            data = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
+            self._sent.inc(len(data))
+            self._send(encode_header(answer), data)
+
+    def _answer_fault(self, session: Session, slice_: Slice, fault: TeacherFarmFault) -> None:
+        self._metrics.faults.labels(type(fault).__name__).inc()
+        self._say(
+            SliceFault(
+                fault=fault,
+                batch_id=slice_.batch_id,
+                first_row=slice_.first_row,
+                num_crops=slice_.num_crops,
+                window_crops=session.credit.window_crops,
+            )
+        )
+
+    def _end(self, fault: TeacherFarmFault) -> None:
+        self._metrics.faults.labels(type(fault).__name__).inc()
+        log.warning("%r ends: %s: %s", self, type(fault).__name__, fault)
+        self._say(SliceFault(fault=fault))
+        self.close()
+
+    def _say(self, value: Value, payload: Buffer = b"") -> None:
+        self._send(encode_header(value), payload)
+
+
+def _decode_pixels(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
+    crop_format = session.crop_format
+    if crop_format.codec == "jpeg":
+        return _decode_jpegs(session, slice_, payload)
+    expected = slice_.num_crops * crop_format.crop_bytes
+    if len(payload) != expected:
+        raise WrongCropSize(
+            f"{slice_.num_crops} raw crops {crop_format.describe()} take {expected} bytes, got {len(payload)}"
+        )
+    return np.frombuffer(payload, crop_format.number_type).reshape(slice_.num_crops, *crop_format.shape)
+
+
+def _decode_jpegs(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
+    from teacherfarm.crops.crop_codec import decode_jpegs
+
+    if not slice_.crop_bytes or sum(slice_.crop_bytes) != len(payload):
+        raise MalformedMessage(f"jpeg crops whose lengths add up to {sum(slice_.crop_bytes)} in {len(payload)} bytes")
+    try:
+        return decode_jpegs(payload, slice_.crop_bytes, session.crop_format)
+    except UnreadableCrop as fault:
+        raise UnreadableCrop(f"row {slice_.first_row} and following: {fault}") from fault

@@ -1,0 +1,110 @@
+"""The server's HTTP page for people and monitors: /metrics, /healthz, /readyz and a list of teachers at /."""
+
+from __future__ import annotations
+
+import html
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from teacherfarm.protos.wire import TeacherSummary
+from teacherfarm.teacher_server.metrics import Metrics
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfarm</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2430}}
+table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #d9dee5}}
+code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready{{color:#12733a}}.loading{{color:#8a5b00}}
+.failed{{color:#b3261e}}</style>
+<h1>teacherfarm</h1><p>{state}</p>
+<table><tr><th>Teacher</th><th>State</th><th>Digest</th></tr>{rows}</table>
+<p>{addresses}</p><p><a href="/metrics">/metrics</a> &middot; <a href="/healthz">/healthz</a> &middot;
+<a href="/readyz">/readyz</a> &middot; <a href="/teachers">/teachers</a></p></html>
+"""
+
+
+class StatusFrontend:
+    """Serves on ``address`` in a thread of its own; ``address`` is real after :meth:`start`.
+
+    ``readiness`` gives None when ready, else one sentence on what is missing.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        metrics: Metrics,
+        teachers: Callable[[], list[TeacherSummary]],
+        readiness: Callable[[], str | None],
+        addresses: Callable[[], list[str]],
+    ) -> None:
+        self.address = address
+        self._metrics = metrics
+        self._teachers = teachers
+        self._readiness = readiness
+        self._addresses = addresses
+        self._server: ThreadingHTTPServer | None = None
+
+    def start(self) -> None:
+        """Bind; raises OSError with the address when it is taken."""
+        host, _, port = self.address.rpartition(":")
+        frontend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, kind, body = frontend._answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nothing: a monitor asks every few seconds."""
+
+        try:
+            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
+        except OSError as error:
+            raise OSError(f"cannot listen for HTTP on {self.address}: {error}") from error
+        self._server.daemon_threads = True
+        self.address = f"{host}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, name="status page", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _answer(self, path: str) -> tuple[int, str, bytes]:
+        missing = self._readiness()
+        match path.partition("?")[0]:
+            case "/metrics":
+                return 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.page()
+            case "/healthz":
+                return 200, "text/plain", b"alive\n"
+            case "/readyz":
+                return (
+                    (200, "text/plain", b"ready\n") if missing is None else (503, "text/plain", f"{missing}\n".encode())
+                )
+            case "/teachers":
+                return (
+                    200,
+                    "application/json",
+                    json.dumps([asdict(t) for t in self._teachers()], indent=2).encode(),
+                )
+            case "/":
+                return 200, "text/html; charset=utf-8", self._page(missing).encode()
+            case _:
+                return 404, "text/plain", b"not here: try /, /metrics, /healthz, /readyz or /teachers\n"
+
+    def _page(self, missing: str | None) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(t.name)}</td><td class={t.state}>{t.state}</td>"
+            f"<td><code>{t.teacher_digest[:16]}</code></td></tr>"
+            for t in self._teachers()
+        )
+        addresses = " &middot; ".join(f"<code>{html.escape(address)}</code>" for address in self._addresses())
+        return PAGE.format(state=html.escape(missing or "Ready."), rows=rows, addresses=addresses)

@@ -1,0 +1,154 @@
+"""ZeroMQ's end at the server: one ROUTER socket, one conversation per connected DEALER. Only delivers.
+
+The socket's descriptor is edge-triggered: after every receive and every send the events are looked at again. Sending
+never blocks; a peer whose queue is full beyond its window does not read, and its session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import zmq
+
+from teacherfarm.protos.faults import MalformedMessage
+from teacherfarm.protos.wire import HEADER_BYTES, Buffer
+from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
+
+log = logging.getLogger(__name__)
+
+MESSAGES_PER_TURN = 32
+"""After so many messages the event loop gets a turn for everything else."""
+RECEIVE_HIGH_WATER = 64
+SEND_HIGH_WATER = 4096
+"""Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
+HEARTBEAT_INTERVAL_S = 5.0
+HEARTBEAT_TIMEOUT_S = 15.0
+IDLE_SESSION_S = 60.0
+HELLO_WITHIN_S = 15.0
+SWEEP_INTERVAL_S = 5.0
+
+
+class ZmqFrontend:
+    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port). ``address`` is real after :meth:`start`."""
+
+    def __init__(
+        self,
+        address: str,
+        converse: Callable[[Send], Conversation],
+        *,
+        payload_bytes: int,
+        most_sessions: int,
+    ) -> None:
+        self.address = address
+        self._converse = converse
+        self._payload_bytes = payload_bytes
+        self._most_sessions = most_sessions
+        self._peers: dict[bytes, Conversation] = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._turn_pending = False
+
+    def __repr__(self) -> str:
+        return f"<ZmqFrontend {self.address}, {len(self._peers)} peer(s)>"
+
+    async def start(self) -> None:
+        """Bind; raises OSError with the address when it is taken."""
+        self._context = zmq.Context(io_threads=1)
+        socket = self._socket = self._context.socket(zmq.ROUTER)
+        socket.linger = 0
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
+        socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes + HEADER_BYTES)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
+        try:
+            socket.bind(f"tcp://{self.address}")
+        except zmq.ZMQError as error:
+            raise OSError(f"cannot listen for ZeroMQ on {self.address}: {error}") from error
+        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+        asyncio.get_running_loop().add_reader(socket.fileno(), self._turn)
+        self._sweeper = asyncio.create_task(self._sweep(), name="zmq sweeper")
+
+    def go_away(self) -> None:
+        """Tell every student that the server drains."""
+        for conversation in list(self._peers.values()):
+            conversation.go_away()
+
+    async def close(self) -> None:
+        """Close every session and the socket; what was sent gets a moment to leave."""
+        if self._socket is None or self._context is None:
+            return
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for conversation in list(self._peers.values()):
+            conversation.close()
+        self._peers.clear()
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._socket.close(linger=1000)
+        await asyncio.get_running_loop().run_in_executor(None, self._context.term)
+        self._socket = None
+
+    def _turn(self) -> None:
+        """Receive what is there, a bounded number of messages at a time."""
+        self._turn_pending = False
+        if self._socket is None:
+            return
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._receive(frames)
+        self._turn_soon()
+
+    def _turn_soon(self) -> None:
+        if not self._turn_pending:
+            self._turn_pending = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
+        peer = frames[0].bytes
+        conversation = self._peers.get(peer)
+        if conversation is None:
+            if len(self._peers) >= self._most_sessions:
+                log.warning("refused a peer: %d sessions are open", len(self._peers))
+                return
+            conversation = self._peers[peer] = self._converse(lambda header, payload: self._send(peer, header, payload))
+        if len(frames) == 3:
+            conversation.receive(frames[1].buffer, frames[2].buffer)
+        else:
+            fault = MalformedMessage(f"a message has two frames (header, payload), this one has {len(frames) - 1}")
+            conversation.refuse(fault)
+        if conversation.finished:
+            self._peers.pop(peer, None)
+
+    def _send(self, peer: bytes, header: bytes, payload: Buffer) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.send_multipart((peer, header, payload), zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            # EAGAIN: the peer does not read; EHOSTUNREACH: it is gone. Either way the session is over, and its student
+            # resends on the next one.
+            log.info("dropped a peer: %s", error)
+            conversation = self._peers.pop(peer, None)
+            if conversation is not None:
+                conversation.close()
+        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            self._turn_soon()
+
+    async def _sweep(self) -> None:
+        """Forget peers that left without a word: ROUTER does not tell."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            now_s = time.monotonic()
+            for peer, conversation in list(self._peers.items()):
+                allowed_s = IDLE_SESSION_S if conversation.greeted else HELLO_WITHIN_S
+                if now_s - conversation.last_heard_s > allowed_s:
+                    self._peers.pop(peer, None)
+                    conversation.close()

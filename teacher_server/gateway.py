@@ -1,0 +1,211 @@
+"""The path of one crop batch through the server: admitted, claimed, labelled, answered. Knows no wire and no model library.
+
+A session is opened once (project, teacher, label spec and crop format are fixed from then on); each slice is one call.
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.protos.crop import CropBatch, CropFormat
+from teacherfarm.protos.faults import (
+    DigestMismatch,
+    GoingAway,
+    Overloaded,
+    WrongBatchSize,
+    WrongCropSize,
+    WrongNumberType,
+)
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.wire import PAYLOAD_BYTES, Hello, TeacherSummary, Welcome, slice_crops
+from teacherfarm.teacher_server.credit import Credit, CreditPool
+from teacherfarm.teacher_server.farm.farm import Farm
+from teacherfarm.teacher_server.farm.in_flight import InFlight, split_keys
+from teacherfarm.teacher_server.farm.lane import Lane
+from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.projects.project import DEFAULT_PROJECT, Project
+
+BATCH_CROPS = 1 << 20
+BUSY_RETRY_AFTER_S = 0.05
+
+
+@dataclass(eq=False, kw_only=True)
+class Session:
+    """One student's connection, authenticated at Hello. Close it with :meth:`Gateway.close_session`."""
+
+    id: str
+    project: Project
+    lane: Lane
+    spec: LabelSpec
+    crop_format: CropFormat
+    credit: Credit
+    welcome: Welcome
+    record_dtype: np.dtype[np.void]
+    graph_outputs: tuple[str, ...]
+    scope: tuple[str, str, LabelSpec, CropFormat] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scope = (self.project.name, self.lane.card.name, self.spec, self.crop_format)
+
+
+class Gateway:
+    """Opens sessions and labels their slices."""
+
+    def __init__(self, farm: Farm, *, credit: CreditPool, metrics: Metrics, payload_bytes: int = PAYLOAD_BYTES) -> None:
+        self._farm = farm
+        self._credit = credit
+        self._metrics = metrics
+        self._payload_bytes = payload_bytes
+        self._in_flight = InFlight()
+        self._numbers = itertools.count(1)
+        self._admitted_crops = 0
+        self.draining = False
+        metrics.admitted.set_function(lambda: self._admitted_crops)
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self._farm!r} {self._credit!r} {self._in_flight!r}>"
+
+    @property
+    def admitted_crops(self) -> int:
+        """Crops received and not yet answered; 0 when there is nothing left to drain."""
+        return self._admitted_crops
+
+    def teachers(self) -> list[TeacherSummary]:
+        """Every teacher and its state."""
+        return self._farm.summaries()
+
+    def teacher(self, name: str) -> Lane:
+        """The lane of a ready teacher, or its fault."""
+        return self._farm.lane(name)
+
+    def artifact_digest(self, lane: Lane) -> str:
+        """The digest of what a lane really runs."""
+        return self._farm.artifact_digest(lane)
+
+    def open_session(self, hello: Hello) -> Session:
+        """Check everything that can be checked once. Raises the fault that the student gets instead of a Welcome."""
+        if self.draining:
+            raise GoingAway("this server is draining: connect elsewhere, or here again once it is back")
+        lane = self._farm.lane(hello.teacher)
+        card, digest = lane.card, self._farm.artifact_digest(lane)
+        for what, expected, actual in (
+            ("teacher", hello.expected_teacher_digest, card.teacher_digest),
+            ("artifact", hello.expected_artifact_digest, digest),
+        ):
+            # Users may pin the first digits of a digest, at least 8 of them.
+            if expected and not (len(expected) >= 8 and hmac.compare_digest(actual[: len(expected)], expected)):
+                raise DigestMismatch(
+                    f"{what} digest of {card.name!r} is {actual}, expected {expected}: another teacher than the one "
+                    "this run was started with is served under its name. Serve the pinned one, or start a new run"
+                )
+        crop_format = hello.crop_format or card.crop_format
+        _check_format(crop_format, card.crop_format)
+        spec = hello.spec.resolve(card)
+        record_dtype = spec.record_dtype(card)
+        crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self._payload_bytes)
+        credit = self._credit.open(crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops)
+        session_id = f"s{next(self._numbers)}"
+        return Session(
+            id=session_id,
+            project=DEFAULT_PROJECT,
+            lane=lane,
+            spec=spec,
+            crop_format=crop_format,
+            credit=credit,
+            record_dtype=record_dtype,
+            graph_outputs=spec.graph_outputs(card),
+            welcome=Welcome(
+                session_id=session_id,
+                window_crops=credit.window_crops,
+                slice_crops=crops,
+                batch_crops=BATCH_CROPS,
+                payload_bytes=max(self._payload_bytes, card.crop_format.crop_bytes, record_dtype.itemsize),
+                artifact_digest=digest,
+            ),
+        )
+
+    def close_session(self, session: Session) -> None:
+        """Give the session's share of the memory back."""
+        self._credit.close(session.credit)
+
+    async def label(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
+        """Label records [N] for one slice, in order. Cancelling withdraws it; a fault concerns this slice alone."""
+        with self._admit(session, len(crops)):
+            if not crops.keys:
+                records = await self._compute(session, crops.pixels, crops.priority)
+            else:
+                records = await self._claim_and_compute(session, crops)
+            self._metrics.labels.labels(session.lane.card.name, session.project.name).inc(len(crops))
+            return records
+
+    async def _claim_and_compute(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
+        keys, missing = split_keys(crops.keys), list(range(len(crops)))
+        records: NDArray[np.void] | None = None
+        while missing:
+            claim = self._in_flight.claim(session.scope, keys, missing)
+            try:
+                if len(claim.fresh) == len(crops):
+                    records = await self._compute(session, crops.pixels, crops.priority)
+                    claim.fulfil(records)
+                    return records
+                if records is None:
+                    records = np.empty(len(crops), session.record_dtype)
+                if claim.fresh:
+                    fresh = await self._compute(session, crops.pixels[claim.fresh], crops.priority)
+                    claim.fulfil(fresh)
+                    records[claim.fresh] = fresh
+            finally:
+                claim.release()
+            missing = []
+            for row, owner, index in claim.joined:
+                answers = await owner.answers()
+                if answers is None:
+                    missing.append(row)
+                else:
+                    records[row] = answers[index]
+            joined = len(claim.joined) - len(missing)
+            self._metrics.joined.labels(session.lane.card.name, session.project.name).inc(joined)
+        assert records is not None
+        return records
+
+    async def _compute(self, session: Session, pixels: NDArray[np.generic], priority: int) -> NDArray[np.void]:
+        outputs = await session.lane.label(session.project, session.id, pixels, session.graph_outputs, priority)
+        return session.spec.pack(outputs, session.lane.card)
+
+    @contextmanager
+    def _admit(self, session: Session, num_crops: int) -> Iterator[None]:
+        credit = session.credit
+        if num_crops > session.welcome.slice_crops:
+            raise WrongBatchSize(f"a slice of {num_crops} crops; Welcome allowed {session.welcome.slice_crops}")
+        if not credit.has_room(num_crops):
+            raise Overloaded(
+                f"{credit.untaken_crops} crops in flight or not taken, {num_crops} more exceed the window of "
+                f"{credit.window_crops}",
+                retry_after_s=BUSY_RETRY_AFTER_S,
+            )
+        credit.received_crops += num_crops
+        self._admitted_crops += num_crops
+        try:
+            yield
+        except BaseException:
+            # A fault is an answer that needs no taking.
+            credit.received_crops -= num_crops
+            raise
+        else:
+            credit.answered_crops += num_crops
+        finally:
+            self._admitted_crops -= num_crops
+
+
+def _check_format(asked: CropFormat, card: CropFormat) -> None:
+    if asked.number_type != card.number_type:
+        raise WrongNumberType(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
+    if asked.shape != card.shape:
+        raise WrongCropSize(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")

@@ -1,0 +1,81 @@
+"""What the server counts, as Prometheus metrics. No label's values grow with the number of students or crops."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class LaneMetrics:
+    """One teacher's share of the metrics, with its label already bound: a lane counts per teacher batch."""
+
+    def __init__(self, metrics: Metrics, teacher: str) -> None:
+        self._batches = metrics.batch_crops.labels(teacher)
+        self._wait = metrics.wait_seconds.labels(teacher)
+        self._run = metrics.run_seconds.labels(teacher)
+
+    def teacher_batch(self, num_crops: int, wait_s: float, run_s: float) -> None:
+        """A teacher batch was answered; ``wait_s`` is how long its first slice waited in the queue."""
+        self._batches.observe(num_crops)
+        self._wait.observe(wait_s)
+        self._run.observe(run_s)
+
+
+class Metrics:
+    """Every metric of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.labels = Counter(
+            "teacherfarm_labels_total", "Crops answered", ["teacher", "project"], registry=self.registry
+        )
+        self.joined = Counter(
+            "teacherfarm_joined_total",
+            "Crops answered from a computation that was under way already",
+            ["teacher", "project"],
+            registry=self.registry,
+        )
+        self.faults = Counter("teacherfarm_faults_total", "Faults answered", ["fault"], registry=self.registry)
+        self.sessions = Gauge("teacherfarm_sessions", "Open sessions", ["wire"], registry=self.registry)
+        self.waiting = Gauge("teacherfarm_waiting_crops", "Crops in the queue", ["teacher"], registry=self.registry)
+        self.admitted = Gauge(
+            "teacherfarm_admitted_crops", "Crops received and not yet answered", registry=self.registry
+        )
+        self.ready = Gauge(
+            "teacherfarm_teacher_ready", "1 once the teacher is served", ["teacher"], registry=self.registry
+        )
+        self.received = Counter(
+            "teacherfarm_received_bytes_total", "Payload bytes received", ["wire"], registry=self.registry
+        )
+        self.sent = Counter("teacherfarm_sent_bytes_total", "Payload bytes sent", ["wire"], registry=self.registry)
+        self.wait_seconds = Histogram(
+            "teacherfarm_wait_seconds",
+            "How long a teacher batch's first slice waited",
+            ["teacher"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.run_seconds = Histogram(
+            "teacherfarm_run_seconds",
+            "How long a teacher batch ran",
+            ["teacher"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_crops = Histogram(
+            "teacherfarm_batch_crops",
+            "Crops in a teacher batch",
+            ["teacher"],
+            buckets=BATCHES,
+            registry=self.registry,
+        )
+
+    def lane(self, teacher: str) -> LaneMetrics:
+        """The metrics of one teacher's lane."""
+        return LaneMetrics(self, teacher)
+
+    def page(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Tenants: who may use what, and how much of it."""

@@ -1,0 +1,164 @@
+"""Puts the server together, the only place that chooses implementations: start, ready, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.teacher_server.backends.backend import Backend
+from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
+from teacherfarm.teacher_server.credit import CreditPool
+from teacherfarm.teacher_server.farm.farm import BatchSettings, Farm
+from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher, read_model_directory
+from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
+from teacherfarm.teacher_server.frontends.grpc_frontend import GrpcFrontend
+from teacherfarm.teacher_server.frontends.status_frontend import StatusFrontend
+from teacherfarm.teacher_server.frontends.zmq_frontend import ZmqFrontend
+from teacherfarm.teacher_server.gateway import Gateway
+from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+DRAIN_POLL_S = 0.02
+
+MakeBackend = Callable[[ExportedTeacher, TeacherCard], Backend]
+
+
+class Server:
+    """One farm with its front-ends. ``make_backend`` replaces ONNX Runtime in tests and benchmarks."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        make_backend: MakeBackend | None = None,
+        teachers: list[ExportedTeacher] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        found = read_model_directory(Path(settings.models)) if teachers is None else teachers
+        self.farm = Farm(
+            found,
+            make_backend or self._onnx_backend,
+            metrics=self.metrics,
+            batches=BatchSettings(preferred_batch=settings.preferred_batch, longest_wait_s=settings.max_wait_ms / 1000),
+        )
+        self.gateway = Gateway(
+            self.farm,
+            credit=CreditPool(budget_bytes=settings.memory_mb << 20, most_crops=settings.window),
+            metrics=self.metrics,
+            payload_bytes=settings.payload_kib << 10,
+        )
+        largest_crop = max((t.card.crop_format.crop_bytes for t in found if t.card is not None), default=0)
+        payload_bytes = max(settings.payload_kib << 10, largest_crop)
+        self.frontends: list[GrpcFrontend | ZmqFrontend] = []
+        if settings.grpc != "off":
+            self.frontends.append(
+                GrpcFrontend(
+                    settings.grpc,
+                    lambda send: self._converse("grpc", send),
+                    payload_bytes=payload_bytes,
+                    most_sessions=settings.max_sessions,
+                )
+            )
+        if settings.zmq != "off":
+            self.frontends.append(
+                ZmqFrontend(
+                    settings.zmq,
+                    lambda send: self._converse("zmq", send),
+                    payload_bytes=payload_bytes,
+                    most_sessions=settings.max_sessions,
+                )
+            )
+        self.status: StatusFrontend | None = None
+        if settings.http != "off":
+            self.status = StatusFrontend(
+                settings.http,
+                metrics=self.metrics,
+                teachers=self.gateway.teachers,
+                readiness=self._missing,
+                addresses=self.addresses,
+            )
+
+    def __repr__(self) -> str:
+        return f"<Server {self.gateway!r} {' '.join(self.addresses())}>"
+
+    def addresses(self) -> list[str]:
+        """What students may be given, and the status page."""
+        schemes = {GrpcFrontend: "grpc", ZmqFrontend: "zmq"}
+        found = [f"{schemes[type(frontend)]}://{frontend.address}" for frontend in self.frontends]
+        return found + ([f"http://{self.status.address}"] if self.status else [])
+
+    async def start(self) -> None:
+        """Open the front-ends (students are told NotReady meanwhile), then load and check the teachers."""
+        if self.status is not None:
+            self.status.start()
+        for frontend in self.frontends:
+            await frontend.start()
+        await self.farm.start()
+
+    async def drain(self) -> None:
+        """Refuse what is new, tell the students, and answer what was accepted, for at most ``drain_s``."""
+        self.gateway.draining = True
+        for frontend in self.frontends:
+            frontend.go_away()
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                while self.gateway.admitted_crops:
+                    await asyncio.sleep(DRAIN_POLL_S)
+        except TimeoutError:
+            log.warning("%d crops were not answered within drain_s", self.gateway.admitted_crops)
+
+    async def stop(self) -> None:
+        """Close everything; safe after a failed start."""
+        for frontend in self.frontends:
+            await frontend.close()
+        await self.farm.close()
+        if self.status is not None:
+            self.status.close()
+
+    async def run_until_signalled(self, on_ready: Callable[[Server], None]) -> None:
+        """Start, call ``on_ready`` once every teacher was tried, serve until SIGTERM or SIGINT, drain, stop."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        starting = asyncio.create_task(self.start())
+        signalled = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                on_ready(self)
+                await signalled
+                await self.drain()
+        finally:
+            starting.cancel()
+            signalled.cancel()
+            await self.stop()
+
+    def _onnx_backend(self, teacher: ExportedTeacher, card: TeacherCard) -> Backend:
+        providers = [name.strip() for name in self.settings.providers.split(",") if name.strip()]
+        return OnnxBackend(
+            card,
+            teacher.model_file,
+            threads=self.settings.threads or None,
+            largest_batch=self.settings.max_batch or None,
+            providers=providers or None,
+        )
+
+    def _converse(self, wire: str, send: Send) -> Conversation:
+        return Conversation(self.gateway, self.metrics, wire=wire, send=send)
+
+    def _missing(self) -> str | None:
+        if self.gateway.draining:
+            return "draining"
+        if self.farm.ready:
+            return None
+        return "not ready: " + ", ".join(
+            f"{t.name} is {t.state}" for t in self.gateway.teachers() if t.state != "ready"
+        )

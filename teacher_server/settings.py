@@ -1,0 +1,132 @@
+"""The server's settings: flag beats environment beats TOML file beats default; unknown keys are refused."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT_PREFIX = "TEACHERFARM_"
+
+
+def _setting(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything ``teacherfarm serve`` can be told. Field names are the TOML keys, the flags and the environment's."""
+
+    models: str = _setting("", "directory of exported teachers")
+    grpc: str = _setting("127.0.0.1:7000", "gRPC address HOST:PORT, or 'off'; port 0 takes a free one")
+    zmq: str = _setting("127.0.0.1:7001", "ZeroMQ address HOST:PORT, or 'off'")
+    http: str = _setting("127.0.0.1:7002", "address of /metrics, /healthz and /readyz, or 'off'")
+    allow_plaintext: bool = _setting(
+        False,
+        "listen beyond this machine without encryption or keys: everybody who reaches the port can use the teachers",
+    )
+    providers: str = _setting("", "ONNX Runtime providers, comma-separated (default: TensorRT, CUDA, CPU as available)")
+    threads: int = _setting(0, "calls side by side per teacher (default: one per core on a CPU, 2 on a GPU)")
+    max_batch: int = _setting(
+        0, "largest teacher batch in crops (default: what a message carries on a CPU, 64 on a GPU)"
+    )
+    preferred_batch: int = _setting(1, "start a teacher batch as soon as so many crops wait")
+    max_wait_ms: float = _setting(0.0, "... or when the first of them has waited so long")
+    memory_mb: int = _setting(1024, "memory for crops in flight, shared by all sessions")
+    window: int = _setting(1024, "most crops in flight of one session")
+    max_sessions: int = _setting(256, "most open sessions on each wire")
+    payload_kib: int = _setting(
+        1024, "most KiB of pixels or labels in one message (more only for a single larger crop)"
+    )
+    drain_s: float = _setting(20.0, "on SIGTERM, how long to go on answering what was accepted")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    log_json: bool = _setting(False, "log one JSON object a line")
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "max_batch", "max_wait_ms", "drain_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("preferred_batch", "memory_mb", "window", "max_sessions", "payload_kib"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"log_level is DEBUG, INFO, WARNING or ERROR, got {self.log_level!r}")
+        if self.grpc == "off" and self.zmq == "off":
+            raise ValueError("both wires are off: give --grpc or --zmq an address")
+        for name in ("grpc", "zmq", "http"):
+            address = getattr(self, name)
+            host, _, port = address.rpartition(":")
+            if address != "off" and not (host and port.isdigit() and int(port) < 65536):
+                raise ValueError(f"{name} must be HOST:PORT or 'off', got {address!r}")
+            if address != "off" and not _is_loopback(host) and not self.allow_plaintext:
+                raise ValueError(
+                    f"{name} = {address!r} would listen beyond this machine in the clear. Use 127.0.0.1, or say "
+                    "--allow-plaintext if everybody who can reach that port may use the teachers and see the crops"
+                )
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "[::1]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``teacherfarm serve``."""
+    parser.add_argument("models", nargs="?", help="directory of exported teachers (teacherfarm export NAME --out DIR)")
+    parser.add_argument("--config", type=Path, help="TOML file with any of these settings (underscores for dashes)")
+    for setting in dataclasses.fields(ServerSettings):
+        if setting.name == "models":
+            continue
+        flag, about = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
+        shown = f"{about} [{setting.default}]" if setting.default not in ("", 0, False) else about
+        if setting.type == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            kind = {"int": int, "float": float, "str": str}[str(setting.type)]
+            parser.add_argument(flag, type=kind, default=None, help=shown, metavar=setting.name.upper())
+
+
+def load_settings(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> ServerSettings:
+    """Settings from parsed flags, the environment (TEACHERFARM_GRPC=...) and the TOML file. Raises ValueError."""
+    known = {setting.name: str(setting.type) for setting in dataclasses.fields(ServerSettings)}
+    values: dict[str, Any] = {}
+    if options.config is not None:
+        values |= _from_toml(options.config, known)
+    for name, kind in known.items():
+        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+        if text is not None:
+            values[name] = _parse(text, kind, ENVIRONMENT_PREFIX + name.upper())
+    values |= {name: getattr(options, name) for name in known if getattr(options, name, None) is not None}
+    settings = ServerSettings(**values)
+    if not settings.models:
+        raise ValueError(
+            "which teachers? teacherfarm serve models/ (make some with teacherfarm export NAME --out models/)"
+        )
+    return settings
+
+
+def _from_toml(file: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read settings from {file}: {error}") from error
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ValueError(f"{file} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    for name, value in values.items():
+        kinds: Sequence[type] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[known[name]]
+        if type(value) not in kinds:
+            raise ValueError(f"{file}: {name} must be {known[name]}, got {value!r}")
+    return values
+
+
+def _parse(text: str, kind: str, where: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[kind](text)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{where} must be {kind}, got {text!r}") from error
