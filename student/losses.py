@@ -79,9 +79,7 @@ def kd_divergence(
     with torch.autocast(logits.device.type, enabled=False):
         log_q = _student(logits, temperature)
         target = _target(labels, log_q, temperature, completion)
-        divergence = (target.negative_entropy() - target.expected(log_q)) * (
-            temperature**2 if t_squared else 1.0
-        )
+        divergence = (target.negative_entropy() - target.expected(log_q)) * (temperature**2 if t_squared else 1.0)
         per_crop, weight = _fall_back(divergence, _weight(labels, log_q), logits, hard_fallback)
         return _mean(per_crop, weight, logits, group)
 
@@ -106,9 +104,7 @@ def sigmoid_cross_entropy(
         else:
             _check(labels, logits)
             if labels.activation != "sigmoid":
-                raise UnknownOutput(
-                    "this teacher's classes exclude each other (softmax): use soft_cross_entropy"
-                )
+                raise UnknownOutput("this teacher's classes exclude each other (softmax): use soft_cross_entropy")
             target = torch.sigmoid(_tensor(labels.logits, logits.device).to(scaled.dtype) / temperature)
         per_crop = functional.binary_cross_entropy_with_logits(scaled, target, reduction="none").mean(dim=1)
         return _mean(per_crop, _weight(labels, per_crop), logits, group)
@@ -167,14 +163,10 @@ class _Target:
         return total if self.log_rest is None else total + self.num_others * _p_log_p(self.log_rest)
 
 
-def _target(
-    labels: SoftLabels | Tensor, log_q: Tensor, temperature: float, completion: Completion
-) -> _Target:
+def _target(labels: SoftLabels | Tensor, log_q: Tensor, temperature: float, completion: Completion) -> _Target:
     if isinstance(labels, Tensor):
         if labels.shape != log_q.shape:
-            raise WrongBatchSize(
-                f"targets are {list(labels.shape)}, the student's logits {list(log_q.shape)}"
-            )
+            raise WrongBatchSize(f"targets are {list(labels.shape)}, the student's logits {list(log_q.shape)}")
         return _Target(log_p=labels.to(log_q).log())
     _check(labels, log_q)
     if labels.activation == "sigmoid":
@@ -184,9 +176,10 @@ def _target(
         return _Target(log_p=functional.log_softmax(log_p / temperature, dim=1))
     if temperature != labels.spec.temperature:
         raise TemperatureMismatch(
-            f"these top-{labels.spec.top_k} labels were cut at temperature {labels.spec.temperature:g}, "
-            f"the loss is asked at {temperature:g}: pass temperature={labels.spec.temperature:g}, "
-            f"ask the teacher for LabelSpec(top_k={labels.spec.top_k}, temperature={temperature:g}), or for dense labels"
+            f"these top-{labels.spec.top_k} labels were cut at temperature {labels.spec.temperature:g}, the "
+            f"loss is asked at {temperature:g}: pass temperature={labels.spec.temperature:g}, ask the "
+            f"teacher for LabelSpec(top_k={labels.spec.top_k}, temperature={temperature:g}), or for dense "
+            "labels"
         )
     classes = _tensor(labels.classes.astype(np.int64), log_q.device)
     log_p = _tensor(labels.log_probabilities, log_q.device).to(log_q.dtype)
@@ -217,9 +210,7 @@ def _wide(values: Tensor) -> Tensor:
 
 def _check(labels: SoftLabels, logits: Tensor) -> None:
     if logits.ndim != 2 or len(labels) != len(logits):
-        raise WrongBatchSize(
-            f"{len(labels)} soft labels for logits {list(logits.shape)}: each crop needs its own row"
-        )
+        raise WrongBatchSize(f"{len(labels)} soft labels for logits {list(logits.shape)}: each crop needs its own row")
     if logits.shape[1] != labels.num_classes:
         raise ValueError(
             f"the student has {logits.shape[1]} classes and the teacher {labels.num_classes}: "
@@ -247,9 +238,7 @@ def _hard(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return per_crop, (targets != NO_TARGET).to(per_crop.dtype)
 
 
-def _fall_back(
-    per_crop: Tensor, weight: Tensor, logits: Tensor, hard_fallback: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _fall_back(per_crop: Tensor, weight: Tensor, logits: Tensor, hard_fallback: Tensor | None) -> tuple[Tensor, Tensor]:
     if hard_fallback is None:
         return per_crop, weight
     hard, hard_counts = _hard(logits, hard_fallback)

@@ -52,7 +52,7 @@ class FakeFuture:
         self.teacher, self.crops, self.open = teacher, crops, True
 
     def done(self) -> bool:
-        return True
+        return self.teacher.ready
 
     def result(self, timeout: float | None = None) -> SoftLabels:
         if self.teacher.fault is not None:
@@ -72,9 +72,7 @@ class FakeFuture:
 class FakeTeacher:
     """``starve``: first pixels of the crops that get no answer. ``asked``: the first pixel of each crop."""
 
-    def __init__(
-        self, card: TeacherCard | None = None, *, spec: LabelSpec | None = None, window: int = 64
-    ) -> None:
+    def __init__(self, card: TeacherCard | None = None, *, spec: LabelSpec | None = None, window: int = 64) -> None:
         self.card = card or make_card()
         self.spec = (spec or LabelSpec()).resolve(self.card)
         self.window, self.untaken, self.most_untaken = window, 0, 0
@@ -82,6 +80,7 @@ class FakeTeacher:
         self.keys: list[bytes] = []
         self.starve: set[int] = set()
         self.fault: Exception | None = None
+        self.ready = True
         generator = np.random.default_rng(5)
         inputs = int(np.prod(self.card.crop_format.shape))
         self.matrix = generator.normal(size=(inputs, self.card.num_classes)) * 2 / np.sqrt(inputs)

@@ -64,9 +64,7 @@ def slow_divergence(temperature=1.0, top_k=0, completion="smoothing", weight=(1,
 
 
 def labels_for(top_k=0, temperature=1.0, weight=None):
-    return make_labels(
-        TEACHER, LabelSpec(top_k=top_k, temperature=temperature if top_k else 1.0), weight=weight
-    )
+    return make_labels(TEACHER, LabelSpec(top_k=top_k, temperature=temperature if top_k else 1.0), weight=weight)
 
 
 def student(dtype=torch.float32):
@@ -80,9 +78,7 @@ KINDS = [(0, "smoothing"), (5, "smoothing"), (5, "renorm"), (C, "smoothing"), (C
 @pytest.mark.parametrize(("top_k", "completion"), KINDS)
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_soft_cross_entropy_is_the_formula(temperature, top_k, completion, weight):
-    loss = soft_cross_entropy(
-        student(), labels_for(top_k, temperature, weight), temperature, completion=completion
-    )
+    loss = soft_cross_entropy(student(), labels_for(top_k, temperature, weight), temperature, completion=completion)
     expected = slow_cross_entropy(temperature, top_k, completion, np.ones(N) if weight is None else weight)
     assert loss.item() == pytest.approx(expected, rel=2e-3)
 
@@ -134,9 +130,7 @@ def test_sigmoid_cross_entropy_is_the_formula(temperature):
     labels = make_labels(TEACHER, activation="sigmoid", weight=WEIGHT)
     loss = sigmoid_cross_entropy(student(), labels, temperature)
     assert loss.item() == pytest.approx(slow_mean(rows, WEIGHT), rel=1e-3)
-    assert torch.autograd.gradcheck(
-        lambda z: sigmoid_cross_entropy(z, labels, temperature), student(torch.float64)
-    )
+    assert torch.autograd.gradcheck(lambda z: sigmoid_cross_entropy(z, labels, temperature), student(torch.float64))
 
 
 def test_mixed_targets_may_be_a_tensor():

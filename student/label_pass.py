@@ -1,0 +1,273 @@
+"""One pass of a LabelledLoader: reads ahead, asks the teacher, hands out in order, and knows what was
+consumed.
+
+Everything happens in the caller's thread. Knows neither models nor losses, nor how labels travel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacherfarm.protos.faults import WrongLayout
+from teacherfarm.protos.soft_label import SoftLabels
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.student.stall import Stall
+from teacherfarm.student.teacher_watch import TeacherWatch
+
+Batch = TypeVar("Batch")
+
+PREFETCH_CROPS = 1024
+"""Crops asked ahead by default (at least 4 batches): 0.2 s of a student that takes 5 000 crops/s."""
+
+
+class PendingLabels(Protocol):
+    """The labels of one crop batch to come."""
+
+    def done(self) -> bool: ...
+
+    def result(self, timeout: float | None = None) -> SoftLabels: ...
+
+    def discard(self) -> None:
+        """Nobody will take this answer: it must not count as waiting to be taken."""
+
+
+class LabelSource(Protocol):
+    """Whoever answers crops: a TeacherClient."""
+
+    @property
+    def card(self) -> TeacherCard: ...
+
+    def submit(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> PendingLabels: ...
+
+    def room(self) -> int:
+        """Crops that can be submitted now without waiting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchViews(Generic[Batch]):
+    """How to find what a pass needs in a user's batch; see LabelledLoader."""
+
+    crops: Callable[[Batch], Any]
+    keys: Callable[[Batch], bytes] | None
+    weight: Callable[[Batch], Any] | None
+    targets: Callable[[Batch], Any] | None
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a pass is, and what its order came from: torch's random state when it began, or the loader's
+    own state.
+    """
+
+    batches: int = 0
+    torch_rng: torch.Tensor | None = None
+    generator_rng: torch.Tensor | None = None
+    inner: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked(Generic[Batch]):
+    batch: Batch
+    labels: PendingLabels
+    inner_state: Any
+
+
+class LabelPass(Generic[Batch]):
+    """An iterator over ``(batch, soft labels)``, once through the wrapped loader."""
+
+    def __init__(
+        self,
+        loader: Iterable[Batch],
+        teacher: LabelSource,
+        views: BatchViews[Batch],
+        *,
+        progress: Progress,
+        watch: TeacherWatch,
+        prefetch_batches: int | None,
+        priority: int,
+    ) -> None:
+        self.progress = progress
+        self.stall = Stall()
+        self.in_flight: deque[_Asked[Batch]] = deque()
+        self._loader = loader
+        self._teacher = teacher
+        self._views = views
+        self._watch = watch
+        self._limit = prefetch_batches
+        self._priority = priority
+        self._fetched: tuple[Batch, NDArray[Any], Any] | None = None
+        self._batches: Iterator[Batch] | None = None
+        self._all_fetched = False
+        self._ended = ""
+        self._last_s = time.perf_counter()
+
+    def __iter__(self) -> LabelPass[Batch]:
+        return self
+
+    def __next__(self) -> tuple[Batch, SoftLabels]:
+        if self._ended:
+            raise RuntimeError(f"this pass has ended: {self._ended}")
+        try:
+            return self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.close(
+                f"it raised {type(error).__name__}; loader.load_state_dict(loader.state_dict()) lets the "
+                "next pass go on where this one stopped"
+            )
+            raise
+
+    def __del__(self) -> None:
+        self.close("it was given up")
+
+    def close(self, why: str) -> None:
+        """Give up what is outstanding; ``why`` is told to whoever asks for another batch."""
+        self._ended = self._ended or why
+        self._batches = self._fetched = None
+        while self.in_flight:
+            self.in_flight.popleft().labels.discard()
+
+    def _next(self) -> tuple[Batch, SoftLabels]:
+        if self._batches is None and not self._all_fetched:
+            self._batches = self._begin()
+        self._top_up()
+        if not self.in_flight:
+            self._count_time()
+            self.progress.batches, self.progress.inner = 0, None
+            raise StopIteration
+        asked = self.in_flight.popleft()
+        before_s = time.perf_counter()
+        try:
+            labels = asked.labels.result()
+        except BaseException:
+            asked.labels.discard()
+            raise
+        self.stall.labels_s += time.perf_counter() - before_s
+        labels = self._weighted(asked.batch, labels)
+        self.stall.crops += len(labels)
+        self.stall.unanswered += int((labels.weight == 0).sum())
+        if self._views.targets is not None:
+            self._watch.note(labels, np.asarray(self._views.targets(asked.batch)))
+        self.progress.batches += 1
+        self.progress.inner = asked.inner_state
+        self._count_time()
+        return asked.batch, labels
+
+    def _begin(self) -> Iterator[Batch]:
+        """The wrapped loader's iterator, past the batches that were consumed before a resume, in the same
+        order.
+        """
+        progress, generator = self.progress, getattr(self._loader, "generator", None)
+        if progress.inner is not None or progress.batches == 0:
+            progress.torch_rng = torch.get_rng_state()
+            progress.generator_rng = generator.get_state() if isinstance(generator, torch.Generator) else None
+            return iter(self._loader)
+        here = torch.get_rng_state()
+        if progress.torch_rng is not None:
+            torch.set_rng_state(progress.torch_rng)
+        if progress.generator_rng is not None and isinstance(generator, torch.Generator):
+            generator.set_state(progress.generator_rng)
+        batches = iter(self._loader)
+        for index in range(progress.batches):
+            if next(batches, batches) is batches:
+                raise ValueError(
+                    f"the saved state has consumed {progress.batches} batches, but the loader ends after {index}"
+                )
+        torch.set_rng_state(here)
+        return batches
+
+    def _top_up(self) -> None:
+        """Ask ahead while there is room, but never wait for room while a batch could be yielded: nobody would
+        make any.
+
+        Once the oldest answer is there, at most two batches are read, so that the depth still grows by one
+        each time.
+        """
+        read = 0
+        while self._limit is None or len(self.in_flight) < self._limit:
+            if self._fetched is None:
+                enough = read >= 2 and self.in_flight and self.in_flight[0].labels.done()
+                if self._all_fetched or enough or (self.in_flight and self._teacher.room() < 1):
+                    return
+                self._fetched = self._fetch()
+                read += 1
+                if self._fetched is None:
+                    return
+            batch, crops, inner_state = self._fetched
+            if self.in_flight and self._teacher.room() < len(crops):
+                return
+            keys = self._views.keys(batch) if self._views.keys is not None else b""
+            before_s = time.perf_counter()
+            labels = self._teacher.submit(crops, keys=keys, priority=self._priority)
+            self.stall.labels_s += time.perf_counter() - before_s
+            self.in_flight.append(_Asked(batch=batch, labels=labels, inner_state=inner_state))
+            self._fetched = None
+            if self._limit is None:
+                self._limit = max(4, -(-PREFETCH_CROPS // len(crops)))
+
+    def _fetch(self) -> tuple[Batch, NDArray[Any], Any] | None:
+        assert self._batches is not None
+        before_s = time.perf_counter()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._all_fetched, self._batches = True, None
+            return None
+        self.stall.batches_s += time.perf_counter() - before_s
+        crops = _pixels(self._views.crops(batch))
+        self._teacher.card.crop_format.check(crops)
+        return batch, crops, _inner_state(self._loader)
+
+    def _weighted(self, batch: Batch, labels: SoftLabels) -> SoftLabels:
+        if self._views.weight is None:
+            return labels
+        weight = np.asarray(self._views.weight(batch), np.float32)
+        if weight.shape != (len(labels),):
+            raise ValueError(
+                f"weight_view must give {len(labels)} numbers, one for each crop, got {list(weight.shape)}"
+            )
+        return dataclasses.replace(labels, weight=labels.weight * weight)
+
+    def _count_time(self) -> None:
+        now_s = time.perf_counter()
+        self.stall.total_s += now_s - self._last_s
+        self._last_s = now_s
+
+
+def _pixels(view: Any) -> NDArray[Any]:
+    """What ``teacher_view`` returned, as a contiguous array."""
+    if isinstance(view, torch.Tensor):
+        if view.device.type != "cpu":
+            raise WrongLayout(
+                f"teacher_view returned a tensor on {view.device}: crops leave from the CPU, so take them "
+                "from the batch before it is moved to the device"
+            )
+        view = view.detach()
+        view = (view.float() if view.dtype is torch.bfloat16 else view).numpy()
+    if not isinstance(view, np.ndarray):
+        raise WrongLayout(
+            "teacher_view must return the teacher's crops as one uint8 array or CPU tensor [N, H, W, 3], "
+            f"got {type(view).__name__}: for example teacher_view=lambda batch: batch['crops']"
+        )
+    return np.ascontiguousarray(view)
+
+
+def _inner_state(loader: Any) -> Any:
+    """A stateful loader's own state; its batches read so far are exactly those up to the one just read."""
+    state_dict = getattr(loader, "state_dict", None)
+    if not callable(state_dict) or not callable(getattr(loader, "load_state_dict", None)):
+        return None
+    try:
+        return state_dict()
+    except AttributeError:  # accelerate's loaders have the method even where the wrapped loader has none
+        return None
