@@ -216,6 +216,7 @@ def test_resume_skips_exactly_what_was_consumed(shuffle, workers, consumed):
     seen, state = [], None
     for count, (batch, _) in enumerate(first, 1):
         seen.append(batch["index"].tolist())
+        torch.rand(3)  # the student draws, too
         if count == consumed:
             state = first.state_dict()
             random_state = torch.get_rng_state()

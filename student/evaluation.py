@@ -1,0 +1,121 @@
+"""How good a student is on a labelled data set: accuracy, loss, calibration, agreement with its teacher.
+
+Knows nothing of training or of clients; soft labels come along when the loader is a LabelledLoader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from teacherfarm.protos.soft_label import SoftLabels
+from teacherfarm.student.losses import NO_TARGET
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Shares from 0 to 1 over ``crops`` crops that had a target; NaN where there were none.
+
+    ``calibration_error`` is the expected calibration error over 15 equal bins of confidence (arXiv
+    1706.04599). ``agreement``: share of the answered crops whose most probable class is the teacher's, too.
+    """
+
+    crops: int
+    top1: float
+    top5: float
+    loss: float
+    calibration_error: float
+    agreement: float = float("nan")
+
+    def __str__(self) -> str:
+        words = f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f}, ECE {self.calibration_error:.3f}"
+        if self.agreement == self.agreement:
+            words += f", agrees with the teacher on {self.agreement:.2%}"
+        return f"{words} ({self.crops} crops)"
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str,
+    *,
+    split: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
+    amp_dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """Evaluate in eval mode, without gradients, and restore the mode.
+
+    ``split(batch)`` gives the student's input and the class numbers [N] (NO_TARGET does not count); by
+    default a batch is that pair. A LabelledLoader's labels give the agreement. Under torch.distributed each
+    rank evaluates its own share, which may be of any size, and all get the same result; pass the bare module,
+    not the DDP wrapper.
+    """
+    device = torch.device(device)
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=device)
+    with _eval_mode(model), torch.no_grad():
+        for item in loader:
+            batch, labels = item if len(item) == 2 and isinstance(item[1], SoftLabels) else (item, None)
+            inputs, targets = split(batch) if split is not None else batch
+            targets = targets.to(device)
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                logits = model(inputs.to(device))
+            _count(logits.float(), targets, labels, sums, bins)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+        torch.distributed.all_reduce(bins)
+    crops, top1, top5, loss, agreed, answered = sums.tolist()
+    in_bin, confidence, correct = bins.cpu()
+    error = float((confidence - correct).abs().sum()) / crops if crops else float("nan")
+    return Evaluation(
+        crops=int(in_bin.sum()),
+        top1=_share(top1, crops),
+        top5=_share(top5, crops),
+        loss=_share(loss, crops),
+        calibration_error=error,
+        agreement=_share(agreed, answered),
+    )
+
+
+def _count(logits: Tensor, targets: Tensor, labels: SoftLabels | None, sums: Tensor, bins: Tensor) -> None:
+    """Add one batch to the sums (crops, top-1, top-5, loss, agreed, answered) and to the calibration bins."""
+    top1 = logits.argmax(dim=1)
+    if labels is not None:
+        answered = torch.from_numpy(labels.weight > 0).to(logits.device)
+        same = top1 == torch.from_numpy(labels.top1).to(logits.device)
+        sums[4] += (same & answered).sum()
+        sums[5] += answered.sum()
+    counted = targets != NO_TARGET
+    logits, targets, top1 = logits[counted], targets[counted], top1[counted]
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    correct = (top1 == targets).double()
+    sums[0] += len(targets)
+    sums[1] += correct.sum()
+    sums[2] += (best == targets[:, None]).any(dim=1).sum()
+    sums[3] += functional.cross_entropy(logits, targets, reduction="sum")
+    confidence = logits.softmax(dim=1).amax(dim=1).double()
+    index = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    bins[0].index_add_(0, index, torch.ones_like(confidence))
+    bins[1].index_add_(0, index, confidence)
+    bins[2].index_add_(0, index, correct)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
