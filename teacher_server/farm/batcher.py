@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from teacherfarm.teacher_server.farm.fair_queue import FairQueue, Queued
 
+S = TypeVar("S", bound=Queued)
+
 
 @dataclass(frozen=True)
-class TeacherBatch[S: Queued]:
+class TeacherBatch(Generic[S]):
     """Slices that go through the teacher together."""
 
     slices: tuple[S, ...]
@@ -28,7 +31,7 @@ class WaitUntil:
     time_s: float
 
 
-class Batcher[S: Queued]:
+class Batcher(Generic[S]):
     """Forms teacher batches of at most ``largest`` crops.
 
     A batch is formed when ``preferred`` crops wait, or when the first of them has waited ``longest_wait_s``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 
 class Queued(Protocol):
@@ -38,7 +38,10 @@ class Queued(Protocol):
         ...
 
 
-class _Tenant[S: Queued]:
+S = TypeVar("S", bound=Queued)
+
+
+class _Tenant(Generic[S]):
     """One project's waiting slices: by priority, then in turns over streams, each stream in the order asked."""
 
     def __init__(self) -> None:
@@ -75,7 +78,7 @@ class _Tenant[S: Queued]:
                 del self.levels[priority]
 
 
-class FairQueue[S: Queued]:
+class FairQueue(Generic[S]):
     """Waiting slices of every project."""
 
     def __init__(self) -> None:

@@ -1,0 +1,77 @@
+"""One crop batch on the student's side: what is still unanswered, and the labels as they come in."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.protos.crop import CROP_KEY_BYTES
+from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
+from teacherfarm.protos.teacher_card import TeacherCard
+
+
+class Delivery(Protocol):
+    """Where a batch's labels or fault go; asyncio's and concurrent.futures' futures both fit."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: SoftLabels, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+class PendingBatch:
+    """A crop batch between :meth:`AsyncTeacherClient.submit` and its labels. The first answer of a row wins."""
+
+    def __init__(
+        self, batch_id: int, pixels: NDArray[Any], keys: bytes, priority: int, delivery: Delivery, asked_s: float
+    ) -> None:
+        self.id = batch_id
+        self.pixels = pixels
+        self.priority = priority
+        self.asked_s = asked_s
+        self.missing_crops = len(pixels)
+        self._keys = keys
+        self._delivery = delivery
+        self._records: NDArray[np.void] | None = None
+        self._answered = np.zeros(len(pixels), np.bool_)
+
+    def __repr__(self) -> str:
+        return f"<PendingBatch {self.id}: {self.missing_crops} of {len(self.pixels)} crops missing>"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits any more: cancelled, starved or failed."""
+        return self._delivery.done()
+
+    def payload(self, first: int, num_crops: int) -> memoryview:
+        """The pixels of some rows as bytes, without a copy."""
+        return memoryview(self.pixels[first : first + num_crops].reshape(-1).view(np.uint8))
+
+    def keys(self, first: int, num_crops: int) -> bytes:
+        """The crop keys of some rows."""
+        return self._keys[first * CROP_KEY_BYTES : (first + num_crops) * CROP_KEY_BYTES]
+
+    def fill(self, first: int, records: NDArray[np.void]) -> None:
+        """Take the labels of some rows."""
+        if self._records is None:
+            # Zeros, so that rows which never get an answer hold no garbage.
+            self._records = np.zeros(len(self.pixels), records.dtype)
+        rows = slice(first, first + len(records))
+        self._records[rows] = records
+        self.missing_crops -= int(np.count_nonzero(~self._answered[rows]))
+        self._answered[rows] = True
+
+    def deliver(self, spec: LabelSpec, card: TeacherCard) -> None:
+        """Hand over what came in; rows without an answer have weight 0."""
+        if self._delivery.done():
+            return
+        records = self._records
+        if records is None:
+            records = np.zeros(len(self.pixels), spec.record_dtype(card))
+        self._delivery.set_result(SoftLabels.from_records(records, spec, card, self._answered.astype(np.float32)))
+
+    def fail(self, fault: BaseException) -> None:
+        """Hand over a fault instead."""
+        if not self._delivery.done():
+            self._delivery.set_exception(fault)

@@ -1,0 +1,204 @@
+"""The blocking face of the client: the asynchronous core on a thread and event loop of its own. No logic twice."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.protos.crop import CropBatch
+from teacherfarm.protos.faults import SessionLost, WindowFull
+from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.student.client import AsyncTeacherClient, ClientStats, OpenTransport
+from teacherfarm.student.settings import OnStarved, Timeouts
+from teacherfarm.student.transports.connect import open_transport
+
+ROOM_CHECK_S = 0.5
+
+
+class LabelFuture:
+    """The labels of a submitted crop batch. Until collected (or cancelled, or forgotten) it counts against the window."""
+
+    def __init__(self, client: TeacherClient, num_crops: int) -> None:
+        self._client = client
+        self._num_crops = num_crops
+        self._future: concurrent.futures.Future[SoftLabels] = concurrent.futures.Future()
+        self._collected = False
+
+    def done(self) -> bool:
+        """Whether labels or a fault are there."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> SoftLabels:
+        """Wait for the labels. Raises the fault that the batch got, or TimeoutError after ``timeout`` seconds."""
+        labels_or_fault = concurrent.futures.wait([self._future], timeout)
+        if labels_or_fault.not_done:
+            raise TimeoutError(f"no labels within {timeout} s (the batch is still being asked for)")
+        self._collect()
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """Nobody wants these labels any more."""
+        self._future.cancel()
+        self._collect()
+
+    def _collect(self) -> None:
+        if not self._collected:
+            self._collected = True
+            self._client._collected(self._num_crops)
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+class TeacherClient:
+    """A student's connection to one teacher, for ordinary (blocking) code. See :class:`AsyncTeacherClient` for arguments.
+
+    The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader workers
+    prepare crops, the main process asks for labels).
+    """
+
+    def __init__(
+        self,
+        address: str,
+        teacher: str = "",
+        *,
+        api_key: str | None = None,
+        digest: str = "",
+        spec: LabelSpec | None = None,
+        window: int | None = None,
+        timeouts: Timeouts | None = None,
+        on_starved: OnStarved = "wait",
+        open_transport: OpenTransport = open_transport,
+    ) -> None:
+        self._core = AsyncTeacherClient(
+            address,
+            teacher,
+            api_key=os.environ.get("TEACHERFARM_API_KEY", "") if api_key is None else api_key,
+            digest=digest,
+            spec=spec,
+            window=window,
+            timeouts=timeouts,
+            on_starved=on_starved,
+            open_transport=open_transport,
+        )
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._room_changed = threading.Condition(self._lock)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return repr(self._core).replace("Async", "", 1)
+
+    @property
+    def card(self) -> TeacherCard:
+        """The teacher's card; connects if need be."""
+        self.connect()
+        return self._core.card
+
+    @property
+    def spec(self) -> LabelSpec:
+        """The label spec with its outputs spelled out; connects if need be."""
+        self.connect()
+        return self._core.spec
+
+    @property
+    def stats(self) -> ClientStats:
+        """Counters since the client was made."""
+        return self._core.stats
+
+    def __enter__(self) -> TeacherClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Open the first session; raises what the server refused it with, or SessionLost after ``connect_s``."""
+        loop = self._running_loop()
+        asyncio.run_coroutine_threadsafe(self._core.connect(), loop).result()
+
+    def label(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
+        """Soft labels of crops: uint8 [N, H, W, C], a numpy array or a CPU tensor. Waits for them."""
+        return self.submit(crops, keys=keys, priority=priority).result()
+
+    def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> LabelFuture:
+        """The same without waiting for the answer, only for room. ``crops`` must not change until it is there."""
+        if self._loop is None or self._core._card is None:
+            self.connect()
+        pixels = as_pixels(crops)
+        self._core.card.crop_format.check(pixels)
+        batch = CropBatch(pixels=pixels, keys=keys, priority=priority)
+        loop = self._running_loop()
+        with self._room_changed:
+            while not self._core.room.take(len(pixels)):
+                if not self._core.num_pending:
+                    raise WindowFull(
+                        f"the window of {self._core.room.window_crops} crops is full of labels that were not collected: "
+                        "call .result() on earlier futures, or make the client with a larger window="
+                    )
+                self._room_changed.wait(ROOM_CHECK_S)
+        answer = LabelFuture(self, len(pixels))
+        loop.call_soon_threadsafe(self._core.enqueue, batch, answer._future)
+        return answer
+
+    def room(self) -> int:
+        """Crops that can be submitted now without waiting."""
+        return self._core.room.free_crops
+
+    def close(self) -> None:
+        """End the session and the thread. Futures still pending get SessionLost."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._core.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _collected(self, num_crops: int) -> None:
+        with self._room_changed:
+            self._core.room.give_back(num_crops)
+            self._room_changed.notify_all()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "this TeacherClient was made in another process: let DataLoader workers prepare crops only, and ask for "
+                "labels in the process that made the client (or make one here)"
+            )
+        with self._lock:
+            if self._closed:
+                raise SessionLost("the client was closed")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="teacherfarm client", daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+def as_pixels(crops: Any) -> NDArray[Any]:
+    """A numpy view of an array or CPU tensor; a tensor elsewhere is refused, since copying it back would hide the cost."""
+    if isinstance(crops, np.ndarray):
+        return crops
+    device = getattr(crops, "device", None)
+    if device is not None and getattr(device, "type", "cpu") != "cpu":
+        raise ValueError(
+            f"crops lie on {device}: pass the CPU tensor that the DataLoader made, and move a copy to the device for the student"
+        )
+    return np.asarray(crops)

@@ -1,0 +1,112 @@
+"""A session answered inside the student's process: what local and loopback transports share. Delivers nothing far."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import (
+    Buffer,
+    Hello,
+    Ping,
+    Pong,
+    Slice,
+    SliceFault,
+    SliceLabels,
+    Value,
+    Welcome,
+    decode_header,
+    encode_header,
+)
+
+Run = Callable[[NDArray[Any], Sequence[str]], Awaitable[Mapping[str, NDArray[Any]]]]
+"""Pixels [N, H, W, C] and graph output names to arrays [N, ...]."""
+
+WINDOW_CROPS = 1024
+
+
+class AnsweringTransport:
+    """Speaks a server's part of the wire for one teacher: ``run`` computes, everything else is here."""
+
+    def __init__(self, card: TeacherCard, run: Run, *, artifact_digest: str, slice_crops: int) -> None:
+        self._card = card
+        self._run = run
+        self._artifact_digest = artifact_digest
+        self._slice_crops = slice_crops
+        self._spec: LabelSpec | None = None
+        self._answers: asyncio.Queue[tuple[bytes, Buffer] | None] = asyncio.Queue()
+        self._slices: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    def send(self, header: bytes, payload: Buffer = b"") -> None:
+        """Take a message of the student's and answer it."""
+        match decode_header(header):
+            case Hello() as hello:
+                self._greet(hello)
+            case Slice() as slice_:
+                task = asyncio.get_running_loop().create_task(self._label(slice_, payload))
+                self._slices.add(task)
+                task.add_done_callback(self._slices.discard)
+            case Ping():
+                self._say(Pong(window_crops=WINDOW_CROPS))
+
+    async def receive(self) -> tuple[Buffer, Buffer]:
+        """The next answer."""
+        answer = await self._answers.get()
+        if answer is None:
+            raise SessionLost("the in-process teacher was closed")
+        return answer
+
+    async def close(self) -> None:
+        """Withdraw what is under way."""
+        for task in list(self._slices):
+            task.cancel()
+        await asyncio.gather(*self._slices, return_exceptions=True)
+        self._answers.put_nowait(None)
+
+    def _greet(self, hello: Hello) -> None:
+        expected = hello.expected_teacher_digest
+        try:
+            if expected and not self._card.teacher_digest.startswith(expected):
+                raise DigestMismatch(f"teacher digest is {self._card.teacher_digest}, expected {expected}")
+            self._spec = hello.spec.resolve(self._card)
+        except TeacherFarmFault as fault:
+            self._say(SliceFault(fault=fault))
+            return
+        welcome = Welcome(
+            session_id="in-process",
+            window_crops=WINDOW_CROPS,
+            slice_crops=self._slice_crops,
+            batch_crops=1 << 20,
+            payload_bytes=1 << 30,
+            artifact_digest=self._artifact_digest,
+        )
+        self._say(welcome, self._card.to_json().encode())
+
+    async def _label(self, slice_: Slice, payload: Buffer) -> None:
+        assert self._spec is not None, "a slice before Hello"
+        crop_format = self._card.crop_format
+        pixels = np.frombuffer(payload, crop_format.number_type).reshape(slice_.num_crops, *crop_format.shape)
+        place = {"batch_id": slice_.batch_id, "first_row": slice_.first_row, "num_crops": slice_.num_crops}
+        try:
+            outputs = await self._run(pixels, self._spec.graph_outputs(self._card))
+            records = self._spec.pack(outputs, self._card)
+        except TeacherFarmFault as fault:
+            self._say(SliceFault(fault=fault, window_crops=WINDOW_CROPS, **place))
+        except Exception as error:
+            fault = TeacherFailed(f"teacher {self._card.name!r} failed on this slice: {error}")
+            self._say(SliceFault(fault=fault, window_crops=WINDOW_CROPS, **place))
+        else:
+            self._say(SliceLabels(window_crops=WINDOW_CROPS, **place), memoryview(records.view(np.uint8)))  # type: ignore[arg-type]
+
+    def _say(self, value: Value, payload: Buffer = b"") -> None:
+        self._answers.put_nowait((encode_header(value), payload))

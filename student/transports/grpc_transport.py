@@ -1,0 +1,99 @@
+"""gRPC's end at the student: one bidirectional stream of hand-framed byte messages, one session. Only delivers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from teacherfarm.protos.faults import SessionLost
+from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, Buffer, join, split
+
+_FORK_HANDLERS_OFF = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
+_IMPORTED_BEFORE = "grpc" in sys.modules
+
+import grpc  # noqa: E402 - after looking whether somebody else imported it before us
+
+METHOD = "/teacherfarm.v1.TeacherFarm/StreamLabels"
+KEEPALIVE_S = 30.0
+
+
+class GrpcTransport:
+    """A session over one HTTP/2 channel. ``payload_bytes``: most bytes accepted in one payload."""
+
+    def __init__(self, place: str, *, payload_bytes: int, close_s: float) -> None:
+        self._place = place
+        self._message_bytes = payload_bytes + HEADER_BYTES + MESSAGE_OVERHEAD_BYTES
+        self._close_s = close_s
+        self._channel: grpc.aio.Channel | None = None
+        self._stream: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
+        self._outgoing: asyncio.Queue[tuple[bytes, Buffer] | None] = asyncio.Queue()
+        self._writer: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<GrpcTransport grpc://{self._place} {'open' if self._stream else 'closed'}>"
+
+    async def open(self) -> None:
+        require_fork_safety()
+        self._channel = grpc.aio.insecure_channel(
+            self._place,
+            options=[
+                ("grpc.max_receive_message_length", self._message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+                ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
+                # One channel is one session: no other session's broken connection may be taken over.
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._stream = self._channel.stream_stream(METHOD)()
+        self._writer = asyncio.create_task(self._write(self._stream), name="grpc writer")
+
+    def send(self, header: bytes, payload: Buffer = b"") -> None:
+        self._outgoing.put_nowait((header, payload))
+
+    async def receive(self) -> tuple[Buffer, Buffer]:
+        if self._stream is None:
+            raise SessionLost(f"grpc://{self._place}: closed")
+        try:
+            message = await self._stream.read()
+        except grpc.aio.AioRpcError as error:
+            raise SessionLost(f"grpc://{self._place}: {error.code().name.lower()}: {error.details()}") from error
+        except grpc.aio.UsageError as error:
+            raise SessionLost(f"grpc://{self._place}: {error}") from error
+        if message is grpc.aio.EOF:
+            raise SessionLost(f"grpc://{self._place}: the server ended the stream")
+        return split(message)
+
+    async def close(self) -> None:
+        writer, self._writer = self._writer, None
+        stream, self._stream = self._stream, None
+        channel, self._channel = self._channel, None
+        if writer is not None:
+            self._outgoing.put_nowait(None)
+            await asyncio.wait({writer}, timeout=self._close_s)
+            writer.cancel()
+        if stream is not None:
+            stream.cancel()
+        if channel is not None:
+            await channel.close()
+
+    async def _write(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        try:
+            while (message := await self._outgoing.get()) is not None:
+                await stream.write(join(*message))
+            await stream.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The reader sees the same end of the stream and reports it.
+            return
+
+
+def require_fork_safety() -> None:
+    """Raise RuntimeError where grpc was imported with its fork handlers on, before teacherfarm could switch them off."""
+    if _IMPORTED_BEFORE and not _FORK_HANDLERS_OFF:
+        raise RuntimeError(
+            "grpc was imported before teacherfarm.student with its fork handlers on: DataLoader workers forked from now "
+            "on would crash. Import teacherfarm.student first, or set GRPC_ENABLE_FORK_SUPPORT=0 in the environment, or "
+            "use a zmq:// address"
+        )

@@ -1,0 +1,137 @@
+"""ZeroMQ's end at the student: one DEALER socket, one session. Only delivers.
+
+Automatic reconnection is off: a socket that reconnects by itself would deliver slices before Hello. A dead peer is
+found by the socket's monitor (at once where the kernel tells) and by heartbeats (where nothing tells).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from teacherfarm.protos.faults import SessionLost
+from teacherfarm.protos.wire import Buffer
+
+HEARTBEAT_INTERVAL_S = 5.0
+HEARTBEAT_TIMEOUT_S = 15.0
+"""Short time-outs with large messages on slow links cut sessions that are alive; not below 10 s."""
+MESSAGES_PER_TURN = 64
+DEAD = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+DEAD |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+class ZmqTransport:
+    """A session over ``tcp://place``. ``payload_bytes``: most bytes accepted in one frame."""
+
+    def __init__(self, place: str, *, payload_bytes: int, close_s: float) -> None:
+        self._place = place
+        self._payload_bytes = payload_bytes
+        self._close_s = close_s
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._received: deque[tuple[Buffer, Buffer]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost: SessionLost | None = None
+        self._turn_pending = False
+
+    def __repr__(self) -> str:
+        return f"<ZmqTransport zmq://{self._place} {'lost' if self._lost else 'open' if self._socket else 'closed'}>"
+
+    async def open(self) -> None:
+        self._context = zmq.Context(io_threads=1)
+        socket = self._socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        # Credit bounds what is queued; a high-water mark inside the window would drop or block.
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
+        self._monitor = socket.get_monitor_socket(DEAD)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._monitor.fileno(), self._look_at_monitor)
+        try:
+            socket.connect(f"tcp://{self._place}")
+        except zmq.ZMQError as error:
+            raise SessionLost(f"cannot connect to zmq://{self._place}: {error}") from error
+        loop.add_reader(socket.fileno(), self._turn)
+
+    def send(self, header: bytes, payload: Buffer = b"") -> None:
+        if self._lost is not None or self._socket is None:
+            return
+        try:
+            self._socket.send_multipart((header, payload), zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            self._lose(f"sending failed: {error}")
+        # The descriptor is edge-triggered: sending may have consumed the edge of an arriving message.
+        self._turn_soon()
+
+    async def receive(self) -> tuple[Buffer, Buffer]:
+        while not self._received:
+            if self._lost is not None:
+                raise self._lost
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._received.popleft()
+
+    async def close(self) -> None:
+        socket, self._socket = self._socket, None
+        monitor, self._monitor = self._monitor, None
+        context, self._context = self._context, None
+        loop = asyncio.get_running_loop()
+        if monitor is not None and socket is not None:
+            loop.remove_reader(monitor.fileno())
+            socket.disable_monitor()
+            monitor.close(linger=0)
+        if socket is not None:
+            loop.remove_reader(socket.fileno())
+            socket.close(linger=0 if self._lost else int(self._close_s * 1000))
+        if context is not None:
+            await loop.run_in_executor(None, context.term)
+
+    def _turn_soon(self) -> None:
+        if not self._turn_pending:
+            self._turn_pending = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_pending = False
+        if self._socket is None:
+            return
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            if len(frames) != 2:
+                self._lose(f"a message of {len(frames)} frames instead of 2: not a teacherfarm server?")
+                break
+            self._received.append((frames[0].buffer, frames[1].buffer))
+        else:
+            self._turn_soon()
+        if self._received:
+            self._wake()
+
+    def _look_at_monitor(self) -> None:
+        while self._monitor is not None:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            # What arrived before the end still counts.
+            self._turn()
+            self._lose(f"the connection ended ({zmq.Event(event['event']).name.lower()})")
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = SessionLost(f"zmq://{self._place}: {why}")
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
