@@ -11,6 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 MAX_SEED = 2**64 - 1
 
+# One seed serves several purposes, which therefore share out the draw numbers; crop plans count up from 0.
+FLIP_DRAW = 0xFFFF_FFFF
+VIEW_DRAWS = 0x8000_0000
+TRANSFORM_DRAW = 0x7FFF_FFFF
+
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -46,10 +51,7 @@ def random_words(seed: int, samples: ArrayLike, views: ArrayLike, draws: ArrayLi
 
 def _round_keys(seed: int) -> NDArray[np.uint64]:
     low, high = seed & 0xFFFFFFFF, seed >> 32
-    rows = [
-        ((low + turn * _WEYL[0]) & 0xFFFFFFFF, (high + turn * _WEYL[1]) & 0xFFFFFFFF)
-        for turn in range(_ROUNDS)
-    ]
+    rows = [((low + turn * _WEYL[0]) & 0xFFFFFFFF, (high + turn * _WEYL[1]) & 0xFFFFFFFF) for turn in range(_ROUNDS)]
     return np.array(rows, np.uint64)
 
 

@@ -19,7 +19,7 @@ from decimal import Context, Decimal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from teacherfarm.crops.counter_random import check_seed, random_words
+from teacherfarm.crops.counter_random import FLIP_DRAW, check_seed, random_words
 from teacherfarm.protos.crop import CropBox
 
 BOX = np.dtype([("top", "<u4"), ("left", "<u4"), ("height", "<u4"), ("width", "<u4"), ("flip", "?")])
@@ -28,7 +28,6 @@ BOX = np.dtype([("top", "<u4"), ("left", "<u4"), ("height", "<u4"), ("width", "<
 PLAN_KIND = "random-resized-crop/philox4x32-10/1"
 """Named in manifests; another rule, or another reading of the same numbers, needs another name."""
 
-_FLIP_DRAW = 0xFFFF_FFFF
 _EAGER_ATTEMPTS = 2
 _UNIT = 2.0**-32
 _MAX_SIDE = 2**16
@@ -55,17 +54,13 @@ class CropPlan:
         check_seed(self.seed)
         for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 100.0)):
             if not 0 < low <= high <= most:
-                raise ValueError(
-                    f"a crop plan's {name} is (lowest, highest) within 0..{most:g}, got {(low, high)}"
-                )
+                raise ValueError(f"a crop plan's {name} is (lowest, highest) within 0..{most:g}, got {(low, high)}")
         if not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability lies in 0..1, got {self.flip_probability}")
         if not 1 <= self.attempts <= 1000:
             raise ValueError(f"attempts lies in 1..1000, got {self.attempts}")
 
-    def boxes(
-        self, samples: ArrayLike, views: ArrayLike, heights: ArrayLike, widths: ArrayLike
-    ) -> NDArray[np.void]:
+    def boxes(self, samples: ArrayLike, views: ArrayLike, heights: ArrayLike, widths: ArrayLike) -> NDArray[np.void]:
         """Boxes (``BOX``) for sample numbers, views and image sizes in pixels, broadcast against one another.
 
         ``samples``: unsigned 64-bit numbers, see :func:`sample_number`.
@@ -78,15 +73,13 @@ class CropPlan:
         )
         shape = sample.shape
         sample, view, height, width = sample.ravel(), view.ravel(), height.ravel(), width.ravel()
-        if sample.size and not (
-            min(height.min(), width.min()) >= 1 and max(height.max(), width.max()) < _MAX_SIDE
-        ):
+        if sample.size and not (min(height.min(), width.min()) >= 1 and max(height.max(), width.max()) < _MAX_SIDE):
             raise ValueError(f"image sides lie in 1..{_MAX_SIDE - 1} pixels")
         boxes = np.empty(sample.shape, BOX)
         # The first attempts and the flip are drawn in one call: for the few crops of one image calls cost
         # most.
         eager = min(_EAGER_ATTEMPTS, self.attempts)
-        draws = np.array([*range(eager), _FLIP_DRAW], np.uint64)
+        draws = np.array([*range(eager), FLIP_DRAW], np.uint64)
         words = random_words(self.seed, sample[:, None], view[:, None], draws)
         boxes["flip"] = words[0, :, -1] < np.uint64(round(self.flip_probability * 2**32))
         missing = self._place(boxes, np.arange(len(boxes)), words[:, :, :-1], height, width)
@@ -148,12 +141,7 @@ class CropPlan:
         ratio = _exp(log_low + words[1] * _UNIT * (log_high - log_low))
         box_width = np.rint(np.sqrt(area * ratio))
         box_height = np.rint(np.sqrt(area / ratio))
-        fits = (
-            (box_width >= 1)
-            & (box_width <= width[:, None])
-            & (box_height >= 1)
-            & (box_height <= height[:, None])
-        )
+        fits = (box_width >= 1) & (box_width <= width[:, None]) & (box_height >= 1) & (box_height <= height[:, None])
         first = fits.argmax(axis=1)
         here = np.arange(len(rows))
         found = fits[here, first]
@@ -190,7 +178,7 @@ def sample_number(name: str) -> int:
     """The 64-bit number that stands for a sample's name in plans and schedules: BLAKE2b of its UTF-8, little-
     endian.
     """
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
 
 
 def sample_numbers(names: Iterable[str]) -> NDArray[np.uint64]:

@@ -1,0 +1,234 @@
+"""Any image data set + crop plan + view schedule -> m crops per image in the teacher's and the student's rendering.
+
+Each image is read and decoded once for its m crops; the same boxes and flips are cut for both renderings. Knows no
+teacher and no wire.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
+from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.view_schedule import ViewSchedule
+from teacherfarm.protos.crop import CROP_KEY_BYTES, CropBox, CropRef, Rendering, reference_keys
+from teacherfarm.protos.faults import UnreadableImage
+from teacherfarm.student.crop_collate import Crops, CropsOfImages, collate_crops, empty_batch
+from teacherfarm.student.image_sources import ImageSource, SourceImage, image_source
+from teacherfarm.student.stateless_transform import StatelessTransform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["CropDataset", "Crops", "OnUnreadable", "collate_crops"]
+
+OnUnreadable = Literal["raise", "skip"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Loaded:
+    """One image on its way through a batch; ``image`` is None once it proved unreadable."""
+
+    name: str
+    number: int
+    target: int
+    image: SourceImage | None = None
+    height: int = 1
+    width: int = 1
+
+
+class CropDataset(Dataset[Crops]):
+    """``schedule.per_visit`` crops of each image, for ``DataLoader(dataset, batch_size=B, collate_fn=collate_crops)``.
+
+    ``images``: a folder with one folder per class, or any data set of (image, target) without transforms, where an
+    image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path.
+    ``student_rendering``: how the student sees a box; the teacher's way where it is not given.
+    ``student_transform``: called on each crop in the student's rendering as a Pillow image; returns a tensor, of one
+    shape for all crops (RandAugment, ToTensor, Normalize, RandomErasing ... of torchvision or timm). Its random numbers
+    depend on (seed, sample, view) alone, whichever worker runs it, so that a resumed run sees the same images.
+    ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0, and a
+    warning names the image.
+
+    Call ``set_epoch`` before each pass, with persistent workers too.
+    """
+
+    def __init__(
+        self,
+        images: str | Path | Sequence[Any] | Dataset[Any],
+        *,
+        teacher_rendering: Rendering,
+        student_rendering: Rendering | None = None,
+        plan: CropPlan | None = None,
+        schedule: ViewSchedule | None = None,
+        student_transform: Callable[[Image], Tensor] | None = None,
+        on_unreadable: OnUnreadable = "raise",
+    ) -> None:
+        if on_unreadable not in ("raise", "skip"):
+            raise ValueError(f"on_unreadable is 'raise' or 'skip', got {on_unreadable!r}")
+        self.source: ImageSource = image_source(images)
+        self.teacher_rendering = teacher_rendering
+        self.student_rendering = student_rendering or teacher_rendering
+        self.plan = plan or CropPlan()
+        self.schedule = schedule or ViewSchedule()
+        self.on_unreadable = on_unreadable
+        self._transform = StatelessTransform(student_transform, seed=self.plan.seed) if student_transform else None
+        self._skipped: set[str] = set()
+        # Shared, because persistent workers keep the data set that they were started with.
+        self._visit: Tensor = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.schedule.warn_if_few()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        return (
+            f"<CropDataset {len(self)} images x {self.schedule.per_visit} crops, pass {self.visit}, "
+            f"teacher {self.teacher_rendering}, student {self.student_rendering}>"
+        )
+
+    @property
+    def visit(self) -> int:
+        """The pass over the data, counted from 0, whose views are cut."""
+        return int(self._visit.item())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Cut the views of pass ``epoch``, counted from 0; a pass counts m epochs of single crops."""
+        if epoch < 0:
+            raise ValueError(f"passes are counted from 0, got {epoch}")
+        self._visit[0] = epoch
+
+    def __getitem__(self, index: int) -> Crops:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> CropsOfImages:
+        """The crops of several images, cut straight into one batch's memory: what a DataLoader asks for."""
+        if get_worker_info() is not None:
+            _limit_threads(os.getpid())
+        loaded = [self._load(int(index)) for index in indices]
+        numbers = np.array([image.number for image in loaded], np.uint64)
+        views_BM = self.schedule.views_at(numbers, self.visit)
+        heights = np.array([[image.height] for image in loaded])
+        widths = np.array([[image.width] for image in loaded])
+        boxes_BM = self.plan.boxes(numbers[:, None], views_BM, heights, widths)
+
+        num_images, num_views = views_BM.shape
+        crops = _blank(empty_batch, num_views, num_images, self.teacher_rendering)
+        images = crops
+        if self.student_rendering != self.teacher_rendering:
+            allocate = empty_batch if self._transform is None else _empty_here
+            images = _blank(allocate, num_views, num_images, self.student_rendering)
+        keys = np.empty((num_views, num_images, CROP_KEY_BYTES), np.uint8)
+        for column, image in enumerate(loaded):
+            self._cut(image, boxes_BM[column], crops[:, column], images[:, column])
+            keys[:, column] = self._keys(image, boxes_BM[column])
+        seen = images if self._transform is None else self._transformed(images, loaded, views_BM)
+
+        flat = crops.flatten(0, 1)
+        weight = torch.tensor([float(image.image is not None) for image in loaded])
+        batch = Crops(
+            crops=flat,
+            images=flat if seen is crops else seen.flatten(0, 1),
+            targets=torch.tensor([image.target for image in loaded]).repeat(num_views),
+            keys=keys.tobytes(),
+            weight=weight.repeat(num_views),
+            samples=torch.tensor([int(index) for index in indices]).repeat(num_views),
+            views=torch.from_numpy(views_BM.T.flatten()),
+        )
+        return CropsOfImages(num_images, batch)
+
+    def _load(self, index: int) -> _Loaded:
+        name = self.source.name(index)
+        loaded = _Loaded(name=name, number=sample_number(name), target=self.source.target(index))
+        try:
+            image = self.source.load(index)
+            loaded.target = image.target
+            loaded.height, loaded.width = image.size(name)
+            loaded.image = image
+        except UnreadableImage as fault:
+            self._skip(loaded, fault)
+        return loaded
+
+    def _cut(self, loaded: _Loaded, boxes: NDArray[np.void], crops: Tensor, images: Tensor) -> None:
+        """Fill one image's crops [m, H, W, 3] in both renderings; with zeros where it cannot be read."""
+        try:
+            pixels = None if loaded.image is None else loaded.image.pixels(loaded.name)
+        except UnreadableImage as fault:
+            pixels = None
+            self._skip(loaded, fault)
+        same = images.data_ptr() == crops.data_ptr()
+        if pixels is None:
+            crops.zero_()
+            images.zero_()
+            return
+        cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
+        if not same:
+            cut(pixels, boxes, self.student_rendering, out=images.numpy())
+
+    def _keys(self, loaded: _Loaded, boxes: NDArray[np.void]) -> NDArray[np.uint8]:
+        """Keys [m, 16]: by what the image holds, so that neither two data sets' equal names nor a changed file can
+        be taken for one another."""
+        if loaded.image is None:
+            blank = CropBox(top=0, left=0, height=1, width=1)
+            references, places = [CropRef(dataset="", sample="")] * len(boxes), [blank] * len(boxes)
+        else:
+            reference = CropRef(dataset="", sample=loaded.image.digest())
+            references, places = [reference] * len(boxes), crop_boxes(boxes)
+        keys = reference_keys(references, places, self.teacher_rendering)
+        return np.frombuffer(keys, np.uint8).reshape(-1, CROP_KEY_BYTES)
+
+    def _transformed(self, images: Tensor, loaded: Sequence[_Loaded], views_BM: NDArray[np.int64]) -> Tensor:
+        assert self._transform is not None
+        block: Tensor | None = None
+        for column, image in enumerate(loaded):
+            tensors = self._transform(images[:, column].numpy(), image.number, views_BM[column])
+            if block is None:
+                block = empty_batch((*images.shape[:2], *tensors[0].shape), tensors[0].dtype)
+            if tensors[0].shape != block.shape[2:]:
+                raise ValueError(
+                    f"student_transform must return one shape for all crops, got {list(tensors[0].shape)} after "
+                    f"{list(block.shape[2:])}"
+                )
+            for row, tensor in enumerate(tensors):
+                block[row, column] = tensor
+        assert block is not None
+        return block
+
+    def _skip(self, loaded: _Loaded, fault: UnreadableImage) -> None:
+        loaded.image = None
+        if self.on_unreadable == "raise":
+            raise fault
+        if loaded.name not in self._skipped:
+            self._skipped.add(loaded.name)
+            _log.warning("skipped with weight 0: %s", fault)
+
+
+def _blank(
+    allocate: Callable[[Sequence[int], torch.dtype], Tensor], num_views: int, num_images: int, rendering: Rendering
+) -> Tensor:
+    return allocate((num_views, num_images, rendering.height, rendering.width, 3), torch.uint8)
+
+
+def _empty_here(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+@functools.cache
+def _limit_threads(pid: int) -> None:
+    """Workers are the parallelism: OpenCV's own threads would only get in each other's way, once per process."""
+    import cv2
+
+    cv2.setNumThreads(1)

@@ -1,0 +1,248 @@
+"""Where a crop data set's images come from: a folder of class folders, or any data set of (image, target).
+
+Hands out encoded images undecoded where it can, so that they are decoded once for several crops. Cuts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.crops.cutting import decode, image_pixels, image_size
+from teacherfarm.protos.faults import UnreadableImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch.utils.data import Dataset
+
+NO_TARGET = -100
+"""The target of an image without one; torch's cross-entropy ignores it."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """One image, encoded (bytes) or as pixels [H, W, 3], with its target."""
+
+    content: bytes | NDArray[np.uint8]
+    target: int
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width in pixels; raises UnreadableImage."""
+        if isinstance(self.content, bytes):
+            return image_size(self.content, name)
+        return self.content.shape[0], self.content.shape[1]
+
+    def pixels(self, name: str) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3]; raises UnreadableImage."""
+        return decode(self.content, name) if isinstance(self.content, bytes) else self.content
+
+    def digest(self) -> str:
+        """Names the content: XXH3-128 of the encoded bytes, or of the pixels and their shape."""
+        import xxhash
+
+        if isinstance(self.content, bytes):
+            return xxhash.xxh3_128_hexdigest(self.content)
+        height, width = self.content.shape[:2]
+        return f"{height}x{width}:{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.content).data)}"
+
+
+class ImageSource(Protocol):
+    """Images by index. ``name`` is stable: crop plans, recorded labels and messages go by it."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def target(self, index: int) -> int:
+        """The target of an image that cannot be read, NO_TARGET where it is unknown then."""
+        ...
+
+    def load(self, index: int) -> SourceImage:
+        """Raises UnreadableImage when there is nothing to decode."""
+        ...
+
+
+class FolderImages:
+    """root/class/.../image, in torchvision's ImageFolder order: the same indices, classes and targets."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = os.fspath(root)
+        if not os.path.isdir(self.root):
+            raise ValueError(f"{self.root!r} is not a folder; an image data set is a folder with one folder per class")
+        self.classes = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        names: list[bytes] = []
+        targets: list[int] = []
+        for number, class_name in enumerate(self.classes):
+            found = _images_below(self.root, class_name)
+            names += found
+            targets += [number] * len(found)
+        if not names:
+            raise ValueError(
+                f"no images in {self.root!r}: expected {os.path.join(self.root, 'CLASS', 'IMAGE.jpg')}, with one of "
+                f"the endings {' '.join(IMAGE_SUFFIXES)}"
+            )
+        # Arrays, not lists: counting references to a million strings would copy their pages into every worker.
+        self._names = np.array(names)
+        self.targets = np.array(targets, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._names[index]))
+
+    def target(self, index: int) -> int:
+        return int(self.targets[index])
+
+    def load(self, index: int) -> SourceImage:
+        name = self.name(index)
+        return SourceImage(content=_read(os.path.join(self.root, name), name), target=self.target(index))
+
+
+class DatasetImages:
+    """Any sequence of (image, target), or of images alone; names are the indices.
+
+    An image is a Pillow image, a uint8 array [H, W, 3] or [H, W], encoded bytes or a path.
+    """
+
+    def __init__(self, dataset: Sequence[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def target(self, index: int) -> int:
+        return NO_TARGET
+
+    def load(self, index: int) -> SourceImage:
+        try:
+            item = self.dataset[index]
+        except OSError as error:
+            # Pillow's complaints about an image are OSErrors too.
+            raise UnreadableImage(f"cannot read image {index} of {type(self.dataset).__name__}: {error}") from error
+        image, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        return SourceImage(content=_content(image, index), target=_class_number(target, index))
+
+
+class FolderDatasetImages(DatasetImages):
+    """A torchvision ImageFolder without transforms: files are read here, undecoded, and named as by FolderImages."""
+
+    def name(self, index: int) -> str:
+        path, _ = self._samples[index]
+        return os.path.relpath(path, self.dataset.root).replace(os.sep, "/")  # type: ignore[attr-defined]
+
+    def target(self, index: int) -> int:
+        return int(self._samples[index][1])
+
+    def load(self, index: int) -> SourceImage:
+        path, target = self._samples[index]
+        return SourceImage(content=_read(path, self.name(index)), target=int(target))
+
+    @property
+    def _samples(self) -> Sequence[tuple[str, int]]:
+        samples: Sequence[tuple[str, int]] = self.dataset.samples  # type: ignore[attr-defined]
+        return samples
+
+
+class SubsetImages:
+    """Some images of another source, by torch's Subset; they keep their names."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def target(self, index: int) -> int:
+        return self.source.target(int(self.indices[index]))
+
+    def load(self, index: int) -> SourceImage:
+        return self.source.load(int(self.indices[index]))
+
+
+def image_source(images: str | Path | Sequence[Any] | Dataset[Any]) -> ImageSource:
+    """The source for a root folder, a torchvision ImageFolder, a torch Subset, or any data set of images."""
+    if isinstance(images, (str, Path)):
+        return FolderImages(images)
+    from torch.utils.data import Subset
+
+    if isinstance(images, Subset):
+        return SubsetImages(image_source(images.dataset), images.indices)
+    from torchvision.datasets.folder import DatasetFolder, default_loader
+
+    if isinstance(images, DatasetFolder) and images.transforms is None and images.loader is default_loader:
+        return FolderDatasetImages(images)
+    if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
+        raise ValueError(
+            f"a crop data set needs images by index (__getitem__ and __len__) or a folder's path, got "
+            f"{type(images).__name__}"
+        )
+    return DatasetImages(images)  # type: ignore[arg-type]
+
+
+def _images_below(root: str, class_name: str) -> list[bytes]:
+    found: list[bytes] = []
+    for folder, _, files in sorted(os.walk(os.path.join(root, class_name), followlinks=True)):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        found += [os.fsencode(f"{below}/{file}") for file in sorted(files) if file.lower().endswith(IMAGE_SUFFIXES)]
+    return found
+
+
+def _read(path: str | Path, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableImage(f"cannot read {name}: {error.strerror or error} ({path})") from error
+
+
+def _content(image: Any, index: int) -> bytes | NDArray[np.uint8]:
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, (str, Path)):
+        return _read(image, str(image))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        if image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return image
+        if image.ndim == 2 and image.size:
+            return np.repeat(image[:, :, None], 3, axis=2)
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        return _pillow_pixels(image, index)
+    described = type(image).__name__
+    if hasattr(image, "dtype") and hasattr(image, "shape"):
+        described += f" of {image.dtype} {list(image.shape)}"
+    raise ValueError(
+        f"image {index} is a {described}; crops are cut from a Pillow image, a uint8 array [H, W, 3], encoded bytes or "
+        "a path: give the data set without its transforms, and the student's augmentations as student_transform"
+    )
+
+
+def _pillow_pixels(image: Image, index: int) -> NDArray[np.uint8]:
+    try:
+        return image_pixels(image)
+    except Exception as error:
+        raise UnreadableImage(f"cannot read image {index}: {error}") from error
+
+
+def _class_number(target: Any, index: int) -> int:
+    if target is None:
+        return NO_TARGET
+    try:
+        return int(target)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"target {index} is a class number, got {target!r}") from error
