@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import WrongLayout
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import TeacherWatch
 
@@ -36,17 +35,14 @@ class PendingLabels(Protocol):
 
     def result(self, timeout: float | None = None) -> SoftLabels: ...
 
-    def discard(self) -> None:
-        """Nobody will take this answer: it must not count as waiting to be taken."""
+    def cancel(self) -> None:
+        """Nobody will collect these labels: they must not count against the window."""
 
 
 class LabelSource(Protocol):
-    """Whoever answers crops: a TeacherClient."""
+    """Whoever answers crops, and refuses those that are not what the teacher takes: a TeacherClient."""
 
-    @property
-    def card(self) -> TeacherCard: ...
-
-    def submit(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> PendingLabels: ...
+    def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> PendingLabels: ...
 
     def room(self) -> int:
         """Crops that can be submitted now without waiting."""
@@ -135,7 +131,7 @@ class LabelPass(Generic[Batch]):
         self._ended = self._ended or why
         self._batches = self._fetched = None
         while self.in_flight:
-            self.in_flight.popleft().labels.discard()
+            self.in_flight.popleft().labels.cancel()
 
     def _next(self) -> tuple[Batch, SoftLabels]:
         if self._batches is None and not self._all_fetched:
@@ -150,7 +146,7 @@ class LabelPass(Generic[Batch]):
         try:
             labels = asked.labels.result()
         except BaseException:
-            asked.labels.discard()
+            asked.labels.cancel()
             raise
         self.stall.labels_s += time.perf_counter() - before_s
         labels = self._weighted(asked.batch, labels)
@@ -225,7 +221,6 @@ class LabelPass(Generic[Batch]):
             return None
         self.stall.batches_s += time.perf_counter() - before_s
         crops = _pixels(self._views.crops(batch))
-        self._teacher.card.crop_format.check(crops)
         return batch, crops, _inner_state(self._loader)
 
     def _weighted(self, batch: Batch, labels: SoftLabels) -> SoftLabels:

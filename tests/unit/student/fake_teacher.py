@@ -60,7 +60,7 @@ class FakeFuture:
         self._take()
         return self.teacher.answer(self.crops)
 
-    def discard(self) -> None:
+    def cancel(self) -> None:
         self._take()
 
     def _take(self) -> None:

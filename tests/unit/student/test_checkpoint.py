@@ -91,6 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_after):
     resumed = Training(workers=1)
     torch.manual_seed(999)
     random.seed(999)
+    np.random.seed(999)
     progress = load_checkpoint(latest_checkpoint(tmp_path), resumed.run)
     resumed.train(epoch=progress["epoch"])
     torch.testing.assert_close(states(resumed), states(undisturbed), rtol=0, atol=0)
