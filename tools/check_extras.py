@@ -26,6 +26,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "teacherfarm"
 TORCH = frozenset({"torch", "torchvision", "timm"})
+# What runs in somebody else's interpreter: beside the model it serves, inside Triton.
+ELSEWHERE = frozenset({f"{NAME}.export.triton_python_model"})
 SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu", "tritonclient"})
 
 
@@ -75,11 +77,12 @@ def closure_of(wanted: str) -> frozenset[str]:
 
 
 def modules_of(package: str, root: Path = ROOT) -> Iterator[str]:
-    """Every module of one of our packages found on disk, but ``__main__``, which runs when it is imported."""
+    """Every module of one of our packages found on disk, but what importing would run and what runs elsewhere."""
     for path in sorted((root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[-1] != "__main__":
-            yield ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+        module = ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+        if parts[-1] != "__main__" and module not in ELSEWHERE:
+            yield module
 
 
 class Hidden(MetaPathFinder):
@@ -90,9 +93,7 @@ class Hidden(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if fullname.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(
-                f"No module named {fullname!r} (hidden: not part of this extra)", name=fullname
-            )
+            raise ModuleNotFoundError(f"No module named {fullname!r} (hidden: not part of this extra)", name=fullname)
         return None
 
 
@@ -119,9 +120,7 @@ def fail(sentence: str) -> None:
 
 
 def run(command: Sequence[str | Path], what: str, cwd: Path = ROOT) -> None:
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         fail(f"{what} failed:\n{done.stdout[-4000:]}{done.stderr[-8000:]}")
 

@@ -47,12 +47,8 @@ def test_the_base_imports_with_every_heavy_library_blocked():
 
 
 def test_import_teacherfarm_alone_loads_nothing_of_ours_and_no_numpy():
-    program = (
-        "import sys, teacherfarm; print(*(m for m in sys.modules if m.startswith(('teacherfarm.', 'numpy'))))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    program = "import sys, teacherfarm; print(*(m for m in sys.modules if m.startswith(('teacherfarm.', 'numpy'))))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
@@ -99,9 +95,7 @@ def test_a_refused_library_fails_the_check(monkeypatch):
 
 
 def test_a_closure_holds_what_is_needed_indirectly_and_hides_the_rest():
-    assert {"teacherfarm", "numpy", "protobuf", "torch", "sympy"} <= closure(
-        "student"
-    )  # sympy: by torch alone
+    assert {"teacherfarm", "numpy", "protobuf", "torch", "sympy"} <= closure("student")  # sympy: by torch alone
     assert "torch" not in closure("server")
     hidden = hidden_beside("server")
     assert {"torch", "torchvision", "pytest"} <= hidden
