@@ -7,6 +7,7 @@ take gigabytes: their packages are imported here, every distribution hidden that
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import subprocess
 import sys
@@ -38,18 +39,30 @@ class Extra:
     name: str  # "" is the base
     packages: tuple[str, ...]
     refused: frozenset[str]
+    goes_without: frozenset[str] = frozenset({"grpc_tools"})
+    """Libraries that functions import late, for those who have them; grpc_tools only makes our stubs."""
 
 
 EXTRAS = (
-    Extra(name="", packages=("protos",), refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow"}),
+    Extra(
+        name="",
+        packages=("protos",),
+        refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow"},
+        goes_without=frozenset({"grpc_tools", "xxhash"}),  # keys are made by the server's and the student's end
+    ),
     Extra(name="server", packages=("protos", "crops", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
-    Extra(name="student", packages=("protos", "crops", "student"), refused=SERVER_ONLY),
+    Extra(
+        name="student",
+        packages=("protos", "crops", "student"),
+        refused=SERVER_ONLY,
+        goes_without=frozenset({"grpc_tools", "timm"}),  # timm: for those who train one of its models
+    ),
     Extra(
         name="export",
-        packages=("protos", "export"),
+        packages=("export",),
         refused=frozenset({"prometheus-client", "pyzmq", "onnxruntime-gpu"}),
+        goes_without=frozenset({"tensorrt", "triton_python_backend_utils"}),  # the machine's, and Triton's own
     ),
-    Extra(name="redis", packages=("protos",), refused=TORCH | SERVER_ONLY),
 )
 
 
@@ -83,6 +96,39 @@ def modules_of(package: str, root: Path = ROOT) -> Iterator[str]:
         module = ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
         if parts[-1] != "__main__" and module not in ELSEWHERE:
             yield module
+
+
+def libraries_of(source: Path) -> frozenset[str]:
+    """Top-level names of what a file imports from outside, inside functions too, but not for type checking only."""
+    tree = ast.parse(source.read_text())
+    names: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+        waiting += ast.iter_child_nodes(node)
+    return frozenset(names - sys.stdlib_module_names - {NAME})
+
+
+def check_late_imports(extra: Extra) -> None:
+    """What a function imports only when it is called must be in the extra as well."""
+    hidden = hidden_beside(extra.name)
+    known = packages_distributions().keys()
+    missing = [
+        f"{path.relative_to(ROOT)} imports {library}"
+        for package in extra.packages
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for library in sorted(libraries_of(path) - extra.goes_without)
+        if library in hidden or library not in known
+    ]
+    if missing:
+        fail(f"[{extra.name or 'base'}] does not bring what it needs: {'; '.join(missing)}")
 
 
 class Hidden(MetaPathFinder):
@@ -178,6 +224,7 @@ def main() -> None:
         return
     check_refused()
     for extra in EXTRAS:
+        check_late_imports(extra)
         started = time.monotonic()
         command = [sys.executable, "-m", "tools.check_extras", "--import-alone", extra.name]
         run(command, f"importing the packages of [{extra.name or 'base'}] with everything else hidden")

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 import teacherfarm
-from tools.check_extras import EXTRAS, Extra, check_refused, closure, hidden_beside, modules_of
+from tools.check_extras import (
+    EXTRAS,
+    Extra,
+    check_late_imports,
+    check_refused,
+    closure,
+    hidden_beside,
+    libraries_of,
+    modules_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -100,6 +109,27 @@ def test_a_closure_holds_what_is_needed_indirectly_and_hides_the_rest():
     hidden = hidden_beside("server")
     assert {"torch", "torchvision", "pytest"} <= hidden
     assert not {"numpy", "google", "grpc", "zmq", "teacherfarm"} & hidden
+
+
+def test_late_imports_are_found_and_those_for_types_are_not(tmp_path):
+    source = tmp_path / "module.py"
+    source.write_text(
+        "import os\nfrom typing import TYPE_CHECKING\nfrom teacherfarm.protos import crop\n"
+        "if TYPE_CHECKING:\n    import torch\nelse:\n    import numpy.linalg\n"
+        "def late():\n    from grpc import aio\n"
+    )
+    assert libraries_of(source) == {"numpy", "grpc"}
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: extra.name or "base")
+def test_an_extra_brings_what_its_packages_import_late(extra):
+    check_late_imports(extra)
+
+
+def test_a_missing_library_fails_the_check():
+    wrong = Extra(name="", packages=("student",), refused=frozenset())
+    with pytest.raises(SystemExit, match=r"\[base\] does not bring .*student/losses.py imports torch"):
+        check_late_imports(wrong)
 
 
 def test_every_requirement_is_pinned_by_the_constraints():
