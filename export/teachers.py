@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 ChannelOrder = Literal["RGB", "BGR", "GRAY"]
 
 PublishedTransform = Callable[[Any], "torch.Tensor"]
-"""Crops uint8 [N, H, W, 3] (numpy) -> what the module takes, float32 [N, 3, H, W], by the publisher's own code."""
+"""Crops uint8 [N, H, W, 3] -> what the module takes, float32 [N, 3, H, W], by the publisher's own code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
     """A frozen module and how its publisher feeds it.
 
-    ``module`` takes float32 [N, C, height, width] and returns one tensor: logits [N, classes], or with activation
-    "none" an embedding [N, D], map [N, C, H, W] or tokens [N, T, D]. ``mean`` and ``std`` are per channel, as
-    fractions of the pixels' full scale (255 for uint8, 65535 for uint16, 1 for float32), in the channel order that
-    the module takes. ``head`` and ``embedding`` name submodules; empty means found by running the module: the linear
-    layer whose output is the logits, and that layer's input. ``num_prefix_tokens`` and ``grid`` describe the tokens of
-    a transformer, ``map_layout`` the axes of its inner maps. ``published_transform`` feeds the reference of the
-    verification, so that the graph's normalisation is checked against the publisher's own code.
+    ``module`` takes float32 [N, C, height, width] and returns one tensor: logits [N, classes], or with
+    activation "none" an embedding [N, D], map [N, C, H, W] or tokens [N, T, D]. ``mean`` and ``std`` are per
+    channel, as fractions of the pixels' full scale (255 for uint8, 65535 for uint16, 1 for float32), in the
+    channel order that the module takes. ``head`` and ``embedding`` name submodules; empty means found by
+    running the module: the linear layer whose output is the logits, and that layer's input.
+    ``num_prefix_tokens`` and ``grid`` describe the tokens of a transformer, ``map_layout`` the axes of its
+    inner maps. ``published_transform`` feeds the reference of the verification, so that the graph's
+    normalisation is checked against the publisher's own code.
     """
 
     module: nn.Module
@@ -76,8 +77,8 @@ class Teacher:
             raise ValueError(f"std must be positive, got {list(self.std)}")
         if any(not -2 <= value <= 2 for value in self.mean):
             raise ValueError(
-                f"mean and std are fractions of the pixels' full scale (ImageNet's mean is 0.485 0.456 0.406), got mean "
-                f"{list(self.mean)}: divide values of 0..255 by 255"
+                "mean and std are fractions of the pixels' full scale (ImageNet's mean is 0.485 0.456 0.406), got "
+                f"mean {list(self.mean)}: divide values of 0..255 by 255"
             )
 
     @property
@@ -113,8 +114,8 @@ def describe_known_sources() -> str:
 
     return (
         f"ready by name: {', '.join(READY_BY_NAME)}; torchvision:NAME (torchvision:resnet50); timm:NAME "
-        "(timm:vit_small_patch16_224.augreg_in21k_ft_in1k); package.module:function (a function without arguments that "
-        "returns a torch.nn.Module or a teacherfarm.export.Teacher)"
+        "(timm:vit_small_patch16_224.augreg_in21k_ft_in1k); package.module:function (a function without arguments "
+        "that returns a torch.nn.Module or a teacherfarm.export.Teacher)"
     )
 
 
@@ -123,13 +124,14 @@ def load_teacher(
     *,
     weights: WeightsChoice,
     num_classes: int | None = None,
+    size: tuple[int, int] | None = None,
     missing: dict[str, Any] | None = None,
 ) -> Teacher:
     """The teacher of a source, in eval mode and with its weights.
 
-    ``num_classes``: the size of the head to build where the source lets one choose. ``missing``: settings for a bare
-    ``nn.Module``, which publishes nothing about itself. Raises ValueError with what to do for unknown sources and
-    weights that do not fit.
+    ``num_classes`` and ``size`` (height, width): what to build where the source lets one choose. ``missing``:
+    settings for a bare ``nn.Module``, which publishes nothing about itself. Raises ValueError with what to do
+    for unknown sources and weights that do not fit.
     """
     from teacherfarm.export import published_teachers as published
 
@@ -139,16 +141,14 @@ def load_teacher(
             teacher = _with_weights(teacher, weights.file)
     elif source in published.READY_BY_NAME:
         if weights != WeightsChoice():
-            raise ValueError(
-                f"{source!r} brings its own weights: drop --weights, --pretrained and --random-weights"
-            )
+            raise ValueError(f"{source!r} brings its own weights: drop --weights, --pretrained and --random-weights")
         teacher = published.efficientnet_lite(source)
     elif source.startswith("torchvision:"):
         weights.require_one(source)
         teacher = published.torchvision_teacher(source.partition(":")[2], weights, num_classes)
     elif source.startswith("timm:"):
         weights.require_one(source)
-        teacher = published.timm_teacher(source.partition(":")[2], weights, num_classes)
+        teacher = published.timm_teacher(source.partition(":")[2], weights, num_classes, size)
     elif ":" in source and not source.endswith(":"):
         teacher = _from_function(source, missing or {})
         if weights.pretrained:
@@ -174,8 +174,8 @@ def _from_function(source: str, missing: dict[str, Any]) -> Teacher:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise ValueError(
-            f"source {source!r}: there is no module {error.name!r} here ({here}) or installed. "
-            f"Known: {describe_known_sources()}"
+            f"source {source!r}: there is no module {error.name!r} here ({here}) or installed. Known: "
+            f"{describe_known_sources()}"
         ) from error
     except AttributeError as error:
         raise ValueError(f"source {source!r}: module {module_name!r} has no {function_name!r}") from error
@@ -183,9 +183,7 @@ def _from_function(source: str, missing: dict[str, Any]) -> Teacher:
     if isinstance(made, Teacher):
         return made if made.source else dataclasses.replace(made, source=source)
     if not isinstance(made, nn.Module):
-        raise ValueError(
-            f"source {source!r} returned {type(made).__name__}, not a torch.nn.Module or a Teacher"
-        )
+        raise ValueError(f"source {source!r} returned {type(made).__name__}, not a torch.nn.Module or a Teacher")
     required = ("height", "width", "mean", "std")
     if absent := [name for name in required if name not in missing]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A teacher's graph as ONNX bytes by PyTorch's exporter: free batch size, the same bytes for the same teacher.
+"""A teacher's graph as ONNX bytes by PyTorch's exporter: free batch size, equal bytes for equal teachers.
 
 Writes no file and judges no numbers.
 """
@@ -66,8 +66,8 @@ def onnx_bytes(
             except torch.onnx.errors.OnnxExporterError as error:
                 reason = str(error.__cause__ or error).strip().splitlines()[0]
                 raise ValueError(
-                    f"PyTorch cannot export this module to ONNX with a free batch size ({reason}). The usual reason is a "
-                    "forward() that branches on values or fixes the batch size"
+                    f"PyTorch cannot export this module to ONNX with a free batch size ({reason}). The usual reason is "
+                    "a forward() that branches on values or fixes the batch size"
                 ) from error
     finally:
         body.close()
@@ -76,8 +76,8 @@ def onnx_bytes(
     _strip(model)
     if model.ByteSize() > MAX_MODEL_BYTES:
         raise ValueError(
-            f"the model has {model.ByteSize() / 2**30:.1f} GiB and one ONNX file holds 2: teachers of this size are not "
-            "supported yet"
+            f"the model has {model.ByteSize() / 2**30:.1f} GiB and one ONNX file holds 2: teachers of this size are "
+            "not supported yet"
         )
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -88,19 +88,17 @@ def teacher_digest(fp32_model: bytes) -> str:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Take out what says where and how the model was traced: source lines would change the digest, and tell paths."""
-    del model.metadata_props[:]
-    model.doc_string = ""
-    for graph in (model.graph, *model.functions):
-        del graph.metadata_props[:]
-        graph.doc_string = ""
-        del graph.value_info[:]
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-    for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-        value.doc_string = ""
+    """Take out what says where and how the model was traced: source lines would change the digest, and tell
+    paths.
+    """
+    if model.functions:
+        raise ValueError("the exporter left functions in the model; export with a current torch and onnxscript")
+    graph = model.graph
+    del graph.value_info[:]
+    holders = (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output)
+    for holder in holders:
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
 
 
 @contextmanager

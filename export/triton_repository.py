@@ -47,10 +47,12 @@ def check_name(name: str) -> str:
 def config_pbtxt(card: TeacherCard, backend: TritonBackend, max_batch: int) -> str:
     """Triton's description of the entry.
 
-    Batches come formed from the lanes, so the queue adds no delay. The version is explicit so that a second version
-    folder never changes what is served, and the digests let a pool refuse another teacher of the same name.
+    Batches come formed from the lanes, so the queue adds no delay. The version is explicit so that a second
+    version folder never changes what is served, and the digests let a pool refuse another teacher of the same
+    name.
     """
     outputs = []
+    shape: tuple[int, ...]
     for name in card.graph_outputs:
         if name in (LOG_PROBABILITIES, LOGITS):
             kind, shape = "float16" if name == LOG_PROBABILITIES else "float32", (card.num_classes,)
@@ -81,9 +83,7 @@ def config_pbtxt(card: TeacherCard, backend: TritonBackend, max_batch: int) -> s
 
 
 def _tensor(name: str, data_type: str, shape: tuple[int, ...]) -> str:
-    return (
-        f"  {{ name: {json.dumps(name)} data_type: TYPE_{data_type} dims: [ {', '.join(map(str, shape))} ] }}"
-    )
+    return f"  {{ name: {json.dumps(name)} data_type: TYPE_{data_type} dims: [ {', '.join(map(str, shape))} ] }}"
 
 
 def write_entry(
@@ -105,7 +105,8 @@ def write_entry(
     for name, content in side_files.items():
         (folder / name).write_bytes(content)
     with open(folder / GOLDEN_FILE, "wb") as file:
-        np.savez_compressed(file, **dict(golden))
+        arrays: dict[str, Any] = dict(golden)
+        np.savez_compressed(file, **arrays)
     (folder / CONFIG_FILE).write_text(config_pbtxt(card, backend, max_batch))
     (folder / CARD_FILE).write_text(card.to_json())
 

@@ -1,7 +1,8 @@
 """Does the exported file answer as PyTorch does? References, comparisons, the table, the verdict.
 
-Knows ONNX Runtime and PyTorch. The reference normalises by the publisher's own transform, or from the published
-statistics in plain numpy: never by the graph's code, so that a wrong normalisation inside the graph is found.
+Knows ONNX Runtime and PyTorch. The reference normalises by the publisher's own transform, or from the
+published statistics in plain numpy: never by the graph's code, so that a wrong normalisation inside the graph
+is found.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ BATCH_SIZES = (1, 2, 5, 8)
 TEMPERATURES = (1.0, 4.0)
 
 VALUE_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
-"""Largest difference of a logit or feature, relative to the output's largest value: an untrained or very unsure
-teacher's probabilities are all alike and hide what its logits show."""
+"""Largest difference of a logit or feature, relative to the output's largest value: an untrained or very
+unsure teacher's probabilities are all alike and hide what its logits show.
+"""
 
 Answers = Mapping[str, NDArray[Any]]
 Run = Callable[[NDArray[Any]], Answers]
@@ -64,9 +66,7 @@ class Comparison:
         return named
 
 
-def reference_answers(
-    teacher: Teacher, plan: GraphPlan, crops: NDArray[Any], number_type: NumberType
-) -> Answers:
+def reference_answers(teacher: Teacher, plan: GraphPlan, crops: NDArray[Any], number_type: NumberType) -> Answers:
     """PyTorch's fp32 answers: ``logits`` (teachers with classes) and every feature; float32."""
     body = TeacherBody(teacher.module, plan)
     answers: dict[str, list[NDArray[Any]]] = {}
@@ -127,11 +127,11 @@ def run_in_batches(run: Run, crops: NDArray[Any], batch_sizes: Sequence[int] = B
 
 
 def probabilities(answers: Answers, activation: Activation, temperature: float) -> NDArray[np.float32]:
-    """Float32 [N, C] as a student makes them: from float16 log-probabilities where there are any, else from logits."""
+    """Float32 [N, C] as a student makes them: from float16 log-probabilities where there are any, else from
+    logits.
+    """
     if activation == "sigmoid":
-        return np.asarray(
-            0.5 * (1 + np.tanh(0.5 * answers[LOGITS].astype(np.float32) / temperature)), dtype=np.float32
-        )
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * answers[LOGITS].astype(np.float32) / temperature)), dtype=np.float32)
     return np.exp(log_softmax(answers.get(LOG_PROBABILITIES, answers[LOGITS]), temperature))
 
 
@@ -147,9 +147,7 @@ def compare(answers: Answers, reference: Answers, activation: Activation, precis
             max_dp[temperature] = float(np.abs(difference).max())
         agreement = float((answers[LOGITS].argmax(-1) == reference[LOGITS].argmax(-1)).mean())
     relative = [
-        float(
-            np.abs(answers[name].astype(np.float32) - values).max() / max(float(np.abs(values).max()), 1e-6)
-        )
+        float(np.abs(answers[name].astype(np.float32) - values).max() / max(float(np.abs(values).max()), 1e-6))
         for name, values in reference.items()
     ]
     return Comparison(
@@ -172,17 +170,13 @@ def table(comparisons: Sequence[Comparison]) -> str:
         "max value diff",
         "verdict",
     )
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for one in comparisons:
         dps = [f"{one.max_dp[t]:.1e}" if t in one.max_dp else "-" for t in TEMPERATURES]
         agreement = f"{one.top1_agreement:.1%}" if one.max_dp else "-"
         limits = f"{GOLDEN_TOLERANCE[one.precision]:g}, {VALUE_TOLERANCE[one.precision]:g}"
         verdict = f"equal (within {limits})" if one.passed else f"DIFFERENT (allowed {limits})"
-        rows.append(
-            (one.precision, str(one.num_crops), *dps, agreement, f"{one.max_value_difference:.1e}", verdict)
-        )
+        rows.append((one.precision, str(one.num_crops), *dps, agreement, f"{one.max_value_difference:.1e}", verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(f"  {line}" for line in lines)

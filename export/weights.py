@@ -1,4 +1,4 @@
-"""State dicts from files into modules: every key must find its place. Executes nothing that a file contains."""
+"""State dicts from files into modules: every key must find its place. Runs nothing that a file contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; a training checkpoint's wrapper ("state_dict", "module.") is taken off.
+    """The tensors of a .safetensors or .pth file; a training checkpoint's wrapper ("state_dict", "module.")
+    is taken off.
 
     Raises ValueError when the file is neither.
     """
@@ -35,20 +36,21 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         raise ValueError(
             f"{file} cannot be read as a plain state dict ({type(error).__name__}: {str(error).splitlines()[0]}). Save "
-            "module.state_dict() with torch.save, or as .safetensors; pickled modules are not loaded because they run code"
+            "module.state_dict() with torch.save, or as .safetensors; pickled modules are not loaded because they run "
+            "code"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{file} holds no state dict (names -> tensors); save module.state_dict()")
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Put the file's tensors into ``module``; ValueError lists keys that are missing, unexpected or of another shape."""
+    """Put the file's tensors into ``module``; ValueError lists keys that are missing, unexpected or of
+    another shape.
+    """
     found = read_state_dict(file)
     wanted = module.state_dict()
     # Counters of training steps are no weights, and converted files drop them.

@@ -1,4 +1,4 @@
-"""Settings that every test needs, and the one tiny exported teacher; other fixtures live beside their tests."""
+"""Settings that every test needs, and one tiny exported teacher; other fixtures live beside their tests."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,9 @@ hypothesis.settings.load_profile("teacherfarm")
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models directory with one verified teacher, "tiny" (tests.tiny_teacher); shared, so nobody writes into it."""
+    """A models directory with one verified teacher, "tiny" (tests.tiny_teacher); shared, so nobody writes
+    into it.
+    """
     from teacherfarm.export import export_teacher
 
     models = tmp_path_factory.mktemp("models")

@@ -1,4 +1,6 @@
-"""A teacher that exports in a second: a small convolutional net for 32 x 32 crops and 10 classes, always the same."""
+"""A teacher that exports in a second: a small convolutional net for 32 x 32 crops and 10 classes, always the
+same.
+"""
 
 from __future__ import annotations
 
