@@ -40,7 +40,7 @@ class Rendering:
 
 @dataclass(frozen=True, kw_only=True)
 class CropBox:
-    """A rectangle in a sample's own pixels (whole numbers, top-left origin) and whether it is mirrored left to right."""
+    """A rectangle in a sample's own pixels (from the top left) and whether it is mirrored left to right."""
 
     top: int
     left: int
@@ -122,7 +122,7 @@ class CropFormat:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CropBatch:
-    """What a student sends at once: pixels [N, H, W, C] and, where known, 16 bytes of key per crop (``keys`` has N x 16).
+    """What a student sends at once: pixels [N, H, W, C] and, where known, their crop keys (N x 16 bytes, joined).
 
     The arrays are borrowed, not copied: they must not change until the batch was answered.
     """
@@ -151,8 +151,7 @@ def pixel_keys(pixels: NDArray[Any]) -> bytes:
 
     digest = xxhash.xxh3_128_digest
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-    # Zero-copy views as bytes: a cast keeps xxhash from asking for a contiguous copy.
-    return b"".join([digest(row) for row in rows])
+    return b"".join([digest(row.data) for row in rows])
 
 
 def reference_keys(references: Sequence[CropRef], boxes: Sequence[CropBox], rendering: Rendering) -> bytes:

@@ -1,4 +1,4 @@
-"""What a student asks for (label spec), what it gets (soft labels), and the fixed-size record one label travels and is kept in.
+"""What a student asks for (label spec), what it gets (soft labels), and the fixed-size record that a label travels in.
 
 A classifier's canonical label is float16 log-probabilities at temperature 1: any temperature can be applied to it
 afterwards without loss, which float16 probabilities or logits do not allow. Multi-label (sigmoid) teachers send
@@ -57,7 +57,7 @@ class LabelSpec:
             raise BadLabelSpec(f"feature_type is 'float16' or 'int8', got {self.feature_type!r}")
 
     def resolve(self, card: TeacherCard) -> LabelSpec:
-        """This spec with its outputs spelled out for one teacher; raises the fault that says what the teacher lacks."""
+        """This spec with its outputs spelled out for one teacher; raises a fault that says what the teacher lacks."""
         has_labels = card.activation != "none"
         outputs = self.outputs or ((LABELS,) if has_labels else ("embedding",))
         known = ([LABELS] if has_labels else []) + [output.name for output in card.features]
@@ -82,7 +82,7 @@ class LabelSpec:
         )
 
     def graph_outputs(self, card: TeacherCard) -> tuple[str, ...]:
-        """The exported graph's outputs that answer this (resolved) spec; slices with equal sets share a teacher batch."""
+        """The graph's outputs that answer this (resolved) spec; slices with equal sets share a teacher batch."""
         return tuple(card.label_output if name == LABELS else name for name in self.outputs)
 
     def record_dtype(self, card: TeacherCard) -> np.dtype[np.void]:
@@ -103,7 +103,7 @@ class LabelSpec:
         return np.dtype(fields)
 
     def pack(self, graph_outputs: Mapping[str, NDArray[Any]], card: TeacherCard) -> NDArray[np.void]:
-        """Label records [N] from what the graph returned; raises ValueError when the graph's shapes are not the card's."""
+        """Label records [N] of what the graph returned; ValueError when the graph's shapes are not the card's."""
         first = graph_outputs[self.graph_outputs(card)[0]]
         records = np.empty(len(first), self.record_dtype(card))
         for name in self.outputs:
@@ -128,7 +128,7 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.fl
 
 
 def top_k(log_probabilities: NDArray[Any], k: int, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k most probable classes at a temperature, best first (ties: lower class), and their log-probabilities there."""
+    """The k most probable classes at a temperature, best first (ties: lower class), and their log-probabilities."""
     tempered = log_softmax(log_probabilities, temperature)
     kept = np.argpartition(-tempered, k - 1, axis=-1)[..., :k] if k < tempered.shape[-1] else None
     classes = np.sort(kept, axis=-1) if kept is not None else np.broadcast_to(np.arange(k), tempered.shape)
@@ -235,8 +235,8 @@ class SoftLabels:
         if self.is_top_k:
             if temperature is not None and temperature != self.spec.temperature:
                 raise TemperatureMismatch(
-                    f"these top-{self.spec.top_k} labels were cut at temperature {self.spec.temperature:g} and cannot be "
-                    f"used at {temperature:g}: ask for LabelSpec(top_k={self.spec.top_k}, temperature={temperature:g}), "
+                    f"these top-{self.spec.top_k} labels were cut at temperature {self.spec.temperature:g} and cannot "
+                    f"be used at {temperature:g}: ask LabelSpec(top_k={self.spec.top_k}, temperature={temperature:g}), "
                     "or for dense labels, which take any temperature"
                 )
             return complete(self.classes, self.log_probabilities, self.num_classes, completion)
@@ -261,7 +261,7 @@ class SoftLabels:
         scale = self.records[name + SCALE_SUFFIX]
         axis = self.channel_axes[name]
         shape = [len(values)] + [size if index == axis else 1 for index, size in enumerate(values.shape[1:])]
-        return values.astype(np.float32) * scale.reshape(shape)
+        return np.asarray(values.astype(np.float32) * scale.reshape(shape))
 
     def take(self, rows: NDArray[Any] | Sequence[int] | slice) -> SoftLabels:
         """The soft labels of some rows."""

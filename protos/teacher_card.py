@@ -1,4 +1,4 @@
-"""The teacher card: an exported teacher's description on disk, written by export, read by the server, shown to students.
+"""The teacher card: an exported teacher's description, written by export, read by the server, shown to students.
 
 Plain values and JSON; opens no file.
 """
@@ -32,7 +32,7 @@ LOGITS = "logits"
 EMBEDDING = "embedding"
 
 GOLDEN_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest difference of a probability (embeddings: of a value, relative to the largest) from the fp32 PyTorch answer."""
+"""Largest difference of a probability (embeddings: of a value, relative to the largest) from PyTorch's in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class OutputCard:
 class TeacherCard:
     """An exported teacher.
 
-    ``teacher_digest`` names the fp32 graph and weights, whatever precision is served; ``artifact_digest`` is the SHA-256
-    of the model file that is served. ``classes`` may be empty (names unknown) or name all of them in order.
+    ``teacher_digest`` names the fp32 graph and weights, whatever precision is served; ``artifact_digest`` is the
+    SHA-256 of the model file that is served. ``classes`` may be empty (names unknown) or name all of them in order.
     ``rendering`` is how the teacher's crops should be cut, ``crop_scale`` the range of areas it was trained on.
     ``mean`` and ``std`` are for the reader: normalisation is inside the graph.
     """
@@ -152,7 +152,7 @@ def classes_hash(classes: tuple[str, ...]) -> str:
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """A value of type ``kind`` from parsed JSON, checked field by field."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, got {value!r}")
         hints = typing.get_type_hints(kind)

@@ -286,7 +286,7 @@ def _encode_rare(value: Value) -> pb.Header:
 
 
 def decode_header(header: Buffer) -> Value:
-    """The value of a header. Raises faults only: MalformedMessage, MessageTooLarge, WireVersionMismatch, BadLabelSpec..."""
+    """The value of a header. Raises faults only (BadMessage and below, BadLabelSpec, WrongNumberType)."""
     if len(header) > HEADER_BYTES:
         raise MessageTooLarge(f"a header of {len(header)} bytes; at most {HEADER_BYTES} are allowed")
     try:
@@ -381,7 +381,7 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
 def _check_version(version: int) -> None:
     if version != WIRE_VERSION:
         raise WireVersionMismatch(
-            f"the peer speaks wire version {version}, this side {WIRE_VERSION}: install the same teacherfarm on both ends"
+            f"the peer speaks wire version {version}, this side {WIRE_VERSION}: install the same release on both"
         )
 
 

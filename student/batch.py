@@ -46,7 +46,7 @@ class PendingBatch:
 
     def payload(self, first: int, num_crops: int) -> memoryview:
         """The pixels of some rows as bytes, without a copy."""
-        return memoryview(self.pixels[first : first + num_crops].reshape(-1).view(np.uint8))
+        return self.pixels[first : first + num_crops].reshape(-1).view(np.uint8).data
 
     def keys(self, first: int, num_crops: int) -> bytes:
         """The crop keys of some rows."""

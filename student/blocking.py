@@ -7,7 +7,7 @@ import concurrent.futures
 import os
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ ROOM_CHECK_S = 0.5
 
 
 class LabelFuture:
-    """The labels of a submitted crop batch. Until collected (or cancelled, or forgotten) it counts against the window."""
+    """The labels of a submitted crop batch. Until collected, cancelled or forgotten it counts against the window."""
 
     def __init__(self, client: TeacherClient, num_crops: int) -> None:
         self._client = client
@@ -59,7 +59,7 @@ class LabelFuture:
 
 
 class TeacherClient:
-    """A student's connection to one teacher, for ordinary (blocking) code. See :class:`AsyncTeacherClient` for arguments.
+    """A student's connection to one teacher, for blocking code; :class:`AsyncTeacherClient` explains the arguments.
 
     The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader workers
     prepare crops, the main process asks for labels).
@@ -116,7 +116,7 @@ class TeacherClient:
         """Counters since the client was made."""
         return self._core.stats
 
-    def __enter__(self) -> TeacherClient:
+    def __enter__(self) -> Self:
         self.connect()
         return self
 
@@ -135,7 +135,7 @@ class TeacherClient:
         return self.submit(crops, keys=keys, priority=priority).result()
 
     def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> LabelFuture:
-        """The same without waiting for the answer, only for room. ``crops`` must not change until it is there."""
+        """The same, waiting for room only, not for the answer. ``crops`` must not change until it is there."""
         if self._loop is None or self._core._card is None:
             self.connect()
         pixels = as_pixels(crops)
@@ -146,8 +146,8 @@ class TeacherClient:
             while not self._core.room.take(len(pixels)):
                 if not self._core.num_pending:
                     raise WindowFull(
-                        f"the window of {self._core.room.window_crops} crops is full of labels that were not collected: "
-                        "call .result() on earlier futures, or make the client with a larger window="
+                        f"the window of {self._core.room.window_crops} crops is full of labels not collected yet: "
+                        "call .result() on earlier futures, or give the client a larger window="
                     )
                 self._room_changed.wait(ROOM_CHECK_S)
         answer = LabelFuture(self, len(pixels))
@@ -179,8 +179,8 @@ class TeacherClient:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():
             raise RuntimeError(
-                "this TeacherClient was made in another process: let DataLoader workers prepare crops only, and ask for "
-                "labels in the process that made the client (or make one here)"
+                "this TeacherClient was made in another process: let DataLoader workers prepare crops only, and ask "
+                "for labels in the process that made the client (or make one here)"
             )
         with self._lock:
             if self._closed:
@@ -193,12 +193,12 @@ class TeacherClient:
 
 
 def as_pixels(crops: Any) -> NDArray[Any]:
-    """A numpy view of an array or CPU tensor; a tensor elsewhere is refused, since copying it back would hide the cost."""
+    """A numpy view of an array or CPU tensor. A tensor elsewhere is refused: copying it back would hide the cost."""
     if isinstance(crops, np.ndarray):
         return crops
     device = getattr(crops, "device", None)
     if device is not None and getattr(device, "type", "cpu") != "cpu":
         raise ValueError(
-            f"crops lie on {device}: pass the CPU tensor that the DataLoader made, and move a copy to the device for the student"
+            f"crops lie on {device}: pass the CPU tensor that the DataLoader made; only the student needs a copy there"
         )
     return np.asarray(crops)

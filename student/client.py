@@ -14,7 +14,7 @@ import socket as host
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,10 +100,10 @@ class Room:
 
 
 class AsyncTeacherClient:
-    """A student's connection to one teacher. Use it from one event loop: ``async with AsyncTeacherClient(...) as teacher``.
+    """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as teacher``.
 
     ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is served.
-    ``digest``: the teacher digest (or its first 8 digits or more) to insist on; otherwise the first session's is pinned.
+    ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first session's is pinned.
     ``spec``: what to ask for. ``window``: most crops submitted and not yet collected (bounds this side's memory).
     ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log), "raise"
     Starved, or "skip" (labels with weight 0 for the crops without answer).
@@ -179,7 +179,7 @@ class AsyncTeacherClient:
         """Batches without a complete answer."""
         return len(self._batches)
 
-    async def __aenter__(self) -> AsyncTeacherClient:
+    async def __aenter__(self) -> Self:
         await self.connect()
         return self
 
@@ -486,8 +486,8 @@ class AsyncTeacherClient:
             batch.fail(
                 Starved(
                     f"{batch.missing_crops} of {len(batch.pixels)} crops got no labels for {waited_s:.1f} s from "
-                    f"{', '.join(map(str, self._addresses))}. Is the farm up, and large enough? on_starved='skip' goes on "
-                    "without them, 'wait' waits"
+                    f"{', '.join(map(str, self._addresses))}. Is the farm up, and large enough? "
+                    "on_starved='skip' goes on without them, 'wait' waits"
                 )
             )
 

@@ -74,13 +74,12 @@ def _parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} has unknown options {', '.join(unknown)}; {scheme}:// takes none")
     if parts.path not in ("", "/"):
         raise ValueError(f"{text!r} has a path ({parts.path}); an address is {scheme}://HOST:PORT")
-    return Address(
-        scheme=scheme, place=f"{parts.hostname}:{port}" if ":" not in parts.hostname else f"[{parts.hostname}]:{port}"
-    )
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Address(scheme=scheme, place=f"{name}:{port}")
 
 
 def preference(addresses: tuple[Address, ...], teacher: str) -> tuple[Address, ...]:
-    """Alternatives in the order to try them: rendezvous hashing, so that all students of a teacher meet at one gateway."""
+    """Alternatives in the order to try them: rendezvous hashing brings a teacher's students to one gateway."""
 
     def rank(address: Address) -> bytes:
         return hashlib.sha256(f"{teacher}\0{address}".encode()).digest()

@@ -1,4 +1,4 @@
-"""The path of one crop batch through the server: admitted, claimed, labelled, answered. Knows no wire and no model library.
+"""The path of a crop batch through the server: admitted, claimed, labelled, answered. Knows no wire, no model library.
 
 A session is opened once (project, teacher, label spec and crop format are fixed from then on); each slice is one call.
 """

@@ -103,8 +103,8 @@ class AnsweringTransport:
         except TeacherFarmFault as fault:
             self._say(SliceFault(fault=fault, window_crops=WINDOW_CROPS, **place))
         except Exception as error:
-            fault = TeacherFailed(f"teacher {self._card.name!r} failed on this slice: {error}")
-            self._say(SliceFault(fault=fault, window_crops=WINDOW_CROPS, **place))
+            failed = TeacherFailed(f"teacher {self._card.name!r} failed on this slice: {error}")
+            self._say(SliceFault(fault=failed, window_crops=WINDOW_CROPS, **place))
         else:
             self._say(SliceLabels(window_crops=WINDOW_CROPS, **place), memoryview(records.view(np.uint8)))  # type: ignore[arg-type]
 

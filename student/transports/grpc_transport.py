@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import Any
 
 from teacherfarm.protos.faults import SessionLost
 from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, Buffer, join, split
@@ -57,7 +58,7 @@ class GrpcTransport:
         if self._stream is None:
             raise SessionLost(f"grpc://{self._place}: closed")
         try:
-            message = await self._stream.read()
+            message: Any = await self._stream.read()
         except grpc.aio.AioRpcError as error:
             raise SessionLost(f"grpc://{self._place}: {error.code().name.lower()}: {error.details()}") from error
         except grpc.aio.UsageError as error:
@@ -90,10 +91,10 @@ class GrpcTransport:
 
 
 def require_fork_safety() -> None:
-    """Raise RuntimeError where grpc was imported with its fork handlers on, before teacherfarm could switch them off."""
+    """Raise RuntimeError where grpc was imported before teacherfarm could switch its fork handlers off."""
     if _IMPORTED_BEFORE and not _FORK_HANDLERS_OFF:
         raise RuntimeError(
-            "grpc was imported before teacherfarm.student with its fork handlers on: DataLoader workers forked from now "
-            "on would crash. Import teacherfarm.student first, or set GRPC_ENABLE_FORK_SUPPORT=0 in the environment, or "
-            "use a zmq:// address"
+            "grpc was imported before teacherfarm with its fork handlers on: DataLoader workers forked from now on "
+            "would crash. Import teacherfarm.student first, or set GRPC_ENABLE_FORK_SUPPORT=0 in the environment, "
+            "or use a zmq:// address"
         )

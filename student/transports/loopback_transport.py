@@ -1,4 +1,4 @@
-"""A farm in memory for users' own tests: scripted answers, and sessions that can be told to die. No server, no model."""
+"""A farm in memory for users' own tests: scripted answers, sessions that can be told to die; no server, no model."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class ZmqTransport:
                 return
             # What arrived before the end still counts.
             self._turn()
-            self._lose(f"the connection ended ({zmq.Event(event['event']).name.lower()})")
+            self._lose(f"the connection ended ({str(zmq.Event(event['event']).name).lower()})")
 
     def _lose(self, why: str) -> None:
         if self._lost is None:

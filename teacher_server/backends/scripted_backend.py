@@ -1,4 +1,4 @@
-"""A backend that answers from a script instead of a model: for tests, users' tests and benchmarks of everything else."""
+"""A backend that answers from a script instead of a model: for tests (users' too) and benchmarks of all the rest."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ScriptedBackend:
 
     async def start(self) -> None:
         card = self._card
-        shapes = dict.fromkeys((card.label_output, "logits"), (card.num_classes,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys((card.label_output, "logits"), (card.num_classes,))
         shapes |= {output.name: output.shape for output in card.features}
         for name, shape in shapes.items():
             self._zeros[name] = np.zeros((self._largest_batch, *shape), np.float16)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from teacherfarm.protos.faults import BadTeacher, NotReady, TeacherFarmFault, UnknownTeacher
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -57,7 +58,7 @@ class Farm:
         for teacher in teachers:
             metrics.ready.labels(teacher.name).set(0)
         for name, lane in self._lanes.items():
-            metrics.waiting.labels(name).set_function(lambda lane=lane: lane.waiting_crops)
+            metrics.waiting.labels(name).set_function(partial(_waiting_crops, lane))
 
     def __repr__(self) -> str:
         return f"<Farm {', '.join(f'{t.name} {t.state}' for t in self.summaries())}>"
@@ -82,11 +83,9 @@ class Farm:
         for name, lane in self._lanes.items():
             golden_file = self._teachers[name].golden_file
             try:
-                await lane.start(
-                    lambda backend, lane=lane, file=golden_file: check_golden_answers(lane.card, file, backend)
-                )
-            except BadTeacher as fault:
-                self._faults[name] = fault
+                await lane.start(partial(check_golden_answers, lane.card, golden_file))
+            except BadTeacher as error:
+                self._faults[name] = error
             else:
                 self._metrics.ready.labels(name).set(1)
                 log.info("teacher %s is ready: %r", name, lane.backend)
@@ -96,7 +95,7 @@ class Farm:
             raise next(iter(self._faults.values()))
 
     def lane(self, name: str) -> Lane:
-        """The lane of a teacher (the only one's where ``name`` is empty); raises UnknownTeacher, NotReady or BadTeacher."""
+        """The lane of a teacher (the only one where ``name`` is empty). Raises UnknownTeacher, NotReady, BadTeacher."""
         known = ", ".join(sorted(self._teachers))
         if not name and len(self._teachers) == 1:
             name = next(iter(self._teachers))
@@ -118,3 +117,7 @@ class Farm:
     async def close(self) -> None:
         """Close every lane."""
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+
+
+def _waiting_crops(lane: Lane) -> float:
+    return lane.waiting_crops

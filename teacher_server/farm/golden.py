@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import DamagedArtifact, GoldenMismatch
 from teacherfarm.protos.soft_label import log_softmax
@@ -13,7 +15,7 @@ from teacherfarm.teacher_server.backends.backend import Backend
 
 
 async def check_golden_answers(card: TeacherCard, golden_file: Path, backend: Backend) -> float:
-    """The largest difference from the golden answers; raises GoldenMismatch when it exceeds the precision's tolerance."""
+    """The largest difference from the golden answers; raises GoldenMismatch beyond the precision's tolerance."""
     try:
         with np.load(golden_file, allow_pickle=False) as golden:
             crops = golden["crops"]
@@ -26,7 +28,7 @@ async def check_golden_answers(card: TeacherCard, golden_file: Path, backend: Ba
         # A copy in its own memory, as crops from the wire are.
         outputs = await backend.run(np.ascontiguousarray(crops[first : first + backend.largest_batch]), (output,))
         answers.append(np.asarray(outputs[output], dtype=np.float32))
-    got = np.concatenate(answers)
+    got: NDArray[np.floating[Any]] = np.concatenate(answers)
     if got.shape != expected.shape:
         raise GoldenMismatch(
             f"teacher {card.name!r} answers {list(got.shape)}, its golden answers are {list(expected.shape)}"

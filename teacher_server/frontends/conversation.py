@@ -78,7 +78,7 @@ class Conversation:
         return self._session is not None
 
     def receive(self, header: Buffer, payload: Buffer) -> None:
-        """Take one message. Never raises: faults go to the student, and ``finished`` is set where they end the session."""
+        """Take one message. Never raises: faults go to the student; ``finished`` is set where they end the session."""
         self.last_heard_s = time.monotonic()
         try:
             self._dispatch(decode_header(header), payload)
@@ -166,8 +166,8 @@ class Conversation:
             self._answer_fault(session, slice_, fault)
         except Exception:
             log.exception("session %s: undeclared error on a slice", session.id)
-            fault = ServerFault(f"an internal error of the server, logged there under session {session.id}")
-            self._answer_fault(session, slice_, fault)
+            internal = ServerFault(f"an internal error of the server, logged there under session {session.id}")
+            self._answer_fault(session, slice_, internal)
         else:
             answer = SliceLabels(
                 batch_id=slice_.batch_id,

@@ -24,8 +24,8 @@ HELLO_WITHIN_S = 15.0
 CLOSE_GRACE_S = 2.0
 
 
-class GrpcFrontend(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port). ``address`` is real after :meth:`start`."""
+class GrpcFrontend(grpc.GenericRpcHandler):
+    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`."""
 
     def __init__(
         self,
@@ -122,15 +122,22 @@ async def _read(
 ) -> None:
     try:
         async with asyncio.timeout(HELLO_WITHIN_S):
-            message = await context.read()
-        while message is not grpc.aio.EOF and not conversation.finished:
+            message = await _next_message(context)
+        while message is not None and not conversation.finished:
             _feed(conversation, message)
-            message = await context.read()
-    except (TimeoutError, grpc.aio.UsageError) as error:
-        log.info("a stream ended: %s", error or "no Hello in time")
+            message = await _next_message(context)
+    except TimeoutError:
+        log.info("a stream ended: no Hello within %g s", HELLO_WITHIN_S)
+    except grpc.aio.UsageError as error:
+        log.info("a stream ended: %s", error)
     finally:
         # The writer ends once it has sent what was there before.
         outgoing.put_nowait(None)
+
+
+async def _next_message(context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes | None:
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else message
 
 
 def _feed(conversation: Conversation, message: bytes) -> None:

@@ -32,7 +32,7 @@ SWEEP_INTERVAL_S = 5.0
 
 
 class ZmqFrontend:
-    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port). ``address`` is real after :meth:`start`."""
+    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class ZmqFrontend:
             conversation = self._peers.pop(peer, None)
             if conversation is not None:
                 conversation.close()
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._turn_soon()
 
     async def _sweep(self) -> None:
