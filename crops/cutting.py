@@ -41,15 +41,9 @@ _JPEG_START = b"\xff\xd8"
 
 def image_size(data: bytes | memoryview, name: str = "image") -> tuple[int, int]:
     """Height and width of an encoded image, from its header alone. Raises UnreadableImage."""
-    if data[:2] == _JPEG_START:
-        import simplejpeg
-
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            return int(height), int(width)
-        except Exception:
-            # A damaged header raises KeyError too; Pillow says what is wrong with it.
-            pass
+    header = _jpeg_header(data)
+    if header is not None:
+        return header[0], header[1]
     try:
         with _open(data) as image:
             return image.height, image.width
@@ -59,20 +53,22 @@ def image_size(data: bytes | memoryview, name: str = "image") -> tuple[int, int]
 
 def decode(data: bytes | memoryview, name: str = "image") -> Pixels:
     """Pixels [H, W, 3] of an encoded image; raises UnreadableImage, which names ``name`` and the reason."""
-    height, width = image_size(data, name)
-    if height * width > MAX_IMAGE_PIXELS:
-        raise UnreadableImage(
-            f"cannot read {name}: its header says {height} x {width} pixels, the limit is {MAX_IMAGE_PIXELS} pixels"
-        )
-    if data[:2] == _JPEG_START:
-        import simplejpeg
+    header = _jpeg_header(data)
+    if header is not None:
+        height, width, colours = header
+        if height * width > MAX_IMAGE_PIXELS:
+            raise UnreadableImage(
+                f"cannot read {name}: its header promises {height} x {width} pixels, the limit is {MAX_IMAGE_PIXELS}"
+            )
+        if colours in ("YCbCr", "Gray", "RGB"):
+            import simplejpeg
 
-        try:
-            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-            return pixels
-        except Exception:
-            # CMYK, and damage that Pillow forgives or names better: rare, so its slower path decides.
-            pass
+            try:
+                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+                return pixels
+            except Exception:
+                # Damage that Pillow forgives or names better: rare, so its slower path decides.
+                pass
     try:
         with _open(data) as image:
             image.load()
@@ -210,6 +206,19 @@ def _check_rendering(rendering: Rendering) -> None:
 def _check_fraction(fraction: float) -> None:
     if not 0 < fraction <= 1:
         raise ValueError(f"a centre crop's fraction lies in 0..1, got {fraction}")
+
+
+def _jpeg_header(data: bytes | memoryview) -> tuple[int, int, str] | None:
+    """Height, width and colour space of a JPEG; None for other formats and headers that cannot be understood."""
+    if data[:2] != _JPEG_START:
+        return None
+    import simplejpeg
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except Exception:
+        return None
+    return int(height), int(width), str(colours)
 
 
 def _open(data: bytes | memoryview) -> Image:

@@ -98,10 +98,7 @@ def test_distribution_is_that_of_random_resized_crop():
     for name, column in columns.items():
         a, b = np.sort(column(ours)), np.sort(column(theirs))
         grid = np.concatenate([a, b])
-        distance = (
-            np.abs(np.searchsorted(a, grid, side="right") - np.searchsorted(b, grid, side="right")).max()
-            / num
-        )
+        distance = np.abs(np.searchsorted(a, grid, side="right") - np.searchsorted(b, grid, side="right")).max() / num
         assert distance < limit, name
     assert abs(boxes["flip"].mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
 
