@@ -24,7 +24,8 @@ class Claim:
         self._scope = scope
         self._owned: dict[bytes, int] = {}
         self._records: NDArray[Any] | None = None
-        self._settled: asyncio.Future[None] | None = None
+        self._released = False
+        self._waiter: asyncio.Future[None] | None = None
         self.fresh: list[int] = []
         self.joined: list[tuple[int, Claim, int]] = []
         owners = in_flight.owners(scope)
@@ -49,23 +50,18 @@ class Claim:
             if owners.get(key) is self:
                 del owners[key]
         self._in_flight.forget_when_empty(self._scope)
-        if self._settled is not None and not self._settled.done():
-            self._settled.set_result(None)
-        elif self._settled is None:
-            self._settled = _settled_future()
+        self._released = True
+        if self._waiter is not None:
+            self._waiter.set_result(None)
 
     async def answers(self) -> NDArray[Any] | None:
         """The owner's records once it released, or None where it left without."""
-        if self._settled is None:
-            self._settled = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._settled)
+        if not self._released:
+            if self._waiter is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+            # Shielded: one of several who wait may be cancelled without the others.
+            await asyncio.shield(self._waiter)
         return self._records
-
-
-def _settled_future() -> asyncio.Future[None]:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
-    return future
 
 
 class InFlight:

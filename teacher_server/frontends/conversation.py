@@ -158,7 +158,7 @@ class Conversation:
 
     async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
         try:
-            pixels = _decode_pixels(session, slice_, payload)
+            pixels = await _decode_pixels(session, slice_, payload)
             records = await self._gateway.label(
                 session, CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)
             )
@@ -201,10 +201,10 @@ class Conversation:
         self._send(encode_header(value), payload)
 
 
-def _decode_pixels(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
+async def _decode_pixels(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
     crop_format = session.crop_format
     if crop_format.codec == "jpeg":
-        return _decode_jpegs(session, slice_, payload)
+        return await asyncio.get_running_loop().run_in_executor(None, _decode_jpegs, session, slice_, payload)
     expected = slice_.num_crops * crop_format.crop_bytes
     if len(payload) != expected:
         raise WrongCropSize(

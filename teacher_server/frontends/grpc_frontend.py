@@ -39,11 +39,11 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         self._converse = converse
         self._payload_bytes = payload_bytes
         self._most_sessions = most_sessions
-        self._conversations: set[Conversation] = set()
+        self._outgoing: dict[Conversation, asyncio.Queue[bytes | None]] = {}
         self._server: grpc.aio.Server | None = None
 
     def __repr__(self) -> str:
-        return f"<GrpcFrontend {self.address}, {len(self._conversations)} stream(s)>"
+        return f"<GrpcFrontend {self.address}, {len(self._outgoing)} stream(s)>"
 
     async def start(self) -> None:
         """Bind; raises OSError with the address when it is taken."""
@@ -57,6 +57,9 @@ class GrpcFrontend(grpc.GenericRpcHandler):
                 # Students' keepalive pings are welcome while a stream is quiet.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Finds students that vanished without closing their connection.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 30_000),
             ],
             maximum_concurrent_rpcs=self._most_sessions,
         )
@@ -72,7 +75,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
 
     def go_away(self) -> None:
         """Tell every student that the server drains."""
-        for conversation in list(self._conversations):
+        for conversation in list(self._outgoing):
             conversation.go_away()
 
     async def close(self) -> None:
@@ -80,8 +83,8 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         if self._server is None:
             return
         server, self._server = self._server, None
-        for conversation in list(self._conversations):
-            conversation.finished = True
+        for outgoing in self._outgoing.values():
+            outgoing.put_nowait(None)
         await server.stop(CLOSE_GRACE_S)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -97,7 +100,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
     async def _stream_labels(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         conversation = self._converse(lambda header, payload: outgoing.put_nowait(join(header, payload)))
-        self._conversations.add(conversation)
+        self._outgoing[conversation] = outgoing
         reader = asyncio.create_task(_read(context, conversation, outgoing), name="grpc reader")
         try:
             while (message := await outgoing.get()) is not None:
@@ -105,7 +108,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         finally:
             reader.cancel()
             conversation.close()
-            self._conversations.discard(conversation)
+            del self._outgoing[conversation]
 
     async def _answer_once(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         answers: list[bytes] = []

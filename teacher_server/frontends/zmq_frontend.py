@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import zmq
 
-from teacherfarm.protos.faults import MalformedMessage
-from teacherfarm.protos.wire import HEADER_BYTES, Buffer
+from teacherfarm.protos.faults import MalformedMessage, Overloaded
+from teacherfarm.protos.wire import HEADER_BYTES, Buffer, SliceFault, encode_header
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
 log = logging.getLogger(__name__)
@@ -116,14 +116,16 @@ class ZmqFrontend:
         conversation = self._peers.get(peer)
         if conversation is None:
             if len(self._peers) >= self._most_sessions:
-                log.warning("refused a peer: %d sessions are open", len(self._peers))
+                fault = Overloaded(
+                    f"{len(self._peers)} sessions are open, all that this server takes", retry_after_s=5.0
+                )
+                self._send(peer, encode_header(SliceFault(fault=fault)), b"")
                 return
             conversation = self._peers[peer] = self._converse(lambda header, payload: self._send(peer, header, payload))
         if len(frames) == 3:
             conversation.receive(frames[1].buffer, frames[2].buffer)
         else:
-            fault = MalformedMessage(f"a message has two frames (header, payload), this one has {len(frames) - 1}")
-            conversation.refuse(fault)
+            conversation.refuse(MalformedMessage(f"a message has two frames (header, payload), not {len(frames) - 1}"))
         if conversation.finished:
             self._peers.pop(peer, None)
 
