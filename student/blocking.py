@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,7 +94,7 @@ class TeacherClient:
         self._lock = threading.RLock()
         self._room_changed = threading.Condition(self._lock)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._end: weakref.finalize[..., TeacherClient] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -160,16 +161,9 @@ class TeacherClient:
 
     def close(self) -> None:
         """End the session and the thread. Futures still pending get SessionLost."""
-        if self._closed or self._pid != os.getpid():
-            return
         self._closed = True
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._core.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        if self._end is not None:
+            self._end()
 
     def _collected(self, num_crops: int) -> None:
         with self._room_changed:
@@ -186,10 +180,21 @@ class TeacherClient:
             if self._closed:
                 raise SessionLost("the client was closed")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="teacherfarm client", daemon=True)
-                self._thread.start()
+                self._loop = loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="teacherfarm client", daemon=True)
+                thread.start()
+                # Also when the client is forgotten, or the program ends without closing it.
+                self._end = weakref.finalize(self, _end_thread, self._core, loop, thread, self._pid)
             return self._loop
+
+
+def _end_thread(core: AsyncTeacherClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
+    if pid != os.getpid() or not thread.is_alive():
+        return
+    asyncio.run_coroutine_threadsafe(core.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def as_pixels(crops: Any) -> NDArray[Any]:
