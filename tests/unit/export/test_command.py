@@ -1,0 +1,77 @@
+"""``teacherfarm export`` as a user types it."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from teacherfarm.export.command import add_arguments, main, read_classes
+from teacherfarm.protos.teacher_card import TeacherCard
+
+
+def parse(*words):
+    parser = argparse.ArgumentParser(prog="teacherfarm export")
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_every_choice_reaches_the_card(tmp_path, capsys):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(f"class {number}" for number in range(10)) + "\n")
+    given = (
+        *("tests.tiny_teacher:make_bare", "--out", tmp_path, "--name", "mine", "--size", 40, 48, "--tap", "block"),
+        *("--mean", 0.4, 0.5, 0.6, "--std", 0.2, 0.2, 0.3, "--channel-order", "BGR", "--input-type", "uint16"),
+        *("--interpolation", "area", "--crop-scale", 0.3, 0.9, "--activation", "sigmoid", "--classes", classes),
+        *("--licence", "MIT", "--opset", 19, "--max-batch", 16, "--triton-backend", "python"),
+    )
+    assert main(parse(*given)) == 0
+    card = TeacherCard.from_json((tmp_path / "mine" / "card.json").read_bytes())
+    assert card.crop_format.describe() == "uint16 [N, 40, 48, 3]"
+    assert (card.mean, card.std, card.channel_order) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), "BGR")
+    assert (card.rendering.interpolation, card.crop_scale, card.activation) == ("area", (0.3, 0.9), "sigmoid")
+    assert (card.classes[9], card.licence, card.opset) == ("class 9", "MIT", 19)
+    assert [feature.name for feature in card.features] == ["embedding", "block"]
+    assert "max_batch_size: 16" in (tmp_path / "mine" / "config.pbtxt").read_text()
+    assert (tmp_path / "mine" / "1" / "model.py").exists()
+    printed = capsys.readouterr().out
+    assert "equal (within 0.001, 0.001)" in printed
+    assert f"next: teacherfarm serve {tmp_path}" in printed.splitlines()[-1]
+
+
+def test_a_mismatch_exits_with_1_and_prints_the_comparison(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules["teacherfarm.export.graph"].FULL_SCALE, "uint8", 200.0)
+    assert main(parse("tests.tiny_teacher:make", "--out", tmp_path / "models")) == 1
+    assert "DIFFERENT" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_wrong_argument_exits_with_2_and_says_what_to_do(tmp_path, capsys):
+    assert main(parse("torchvision:resnet18", "--out", tmp_path)) == 2
+    assert "--weights FILE" in capsys.readouterr().err
+
+
+def test_the_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert "teacherfarm export efficientnet-lite0 --out models/" in shown
+    assert "package.module:function" in shown
+
+
+def test_the_command_line_loads_no_heavy_library():
+    code = (
+        "import sys, teacherfarm.export.command as c, argparse; c.add_arguments(argparse.ArgumentParser());"
+        "print([name for name in ('torch', 'onnxruntime', 'timm', 'torchvision', 'PIL') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize(("content", "complaint"), [("\n \n", "no names in it"), (None, "cannot be read")])
+def test_class_files_that_name_nothing(tmp_path, content, complaint):
+    file = tmp_path / "classes.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=complaint):
+        read_classes(file)
