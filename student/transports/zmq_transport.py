@@ -55,6 +55,8 @@ class ZmqTransport:
         self._monitor = socket.get_monitor_socket(DEAD)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._monitor.fileno(), self._look_at_monitor)
+        # A socket's descriptor announces nothing before somebody has looked and found nothing.
+        self._look_at_monitor()
         try:
             socket.connect(f"tcp://{self._place}")
         except zmq.ZMQError as error:
