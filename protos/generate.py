@@ -20,7 +20,16 @@ def generate(out: Path) -> None:
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
     here = Path(__file__).resolve().parent
-    arguments = ["protoc", f"-I{here}", f"--python_out={out}", f"--mypy_out={out}", "teacherfarm.proto"]
+    # Beside this interpreter, which need not be on PATH.
+    plugin = Path(sys.executable).parent / "protoc-gen-mypy"
+    arguments = [
+        "protoc",
+        f"--plugin=protoc-gen-mypy={plugin}",
+        f"-I{here}",
+        f"--python_out={out}",
+        f"--mypy_out={out}",
+        "teacherfarm.proto",
+    ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed, see above")
 
