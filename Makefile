@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
-PACKAGES := teacherfarm $(patsubst %/__init__.py,%,$(wildcard bench/__init__.py demo/__init__.py tools/__init__.py))
+PACKAGES := teacherfarm $(patsubst %/__init__.py,%,$(wildcard bench/__init__.py tools/__init__.py))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH) # protoc looks for its plugin there
 
