@@ -87,9 +87,7 @@ def load_checkpoint(path: Path, run: Run) -> dict[str, Any]:
     Raises DigestMismatch where a teacher is another one than before (naming both), ValueError where the file
     is no checkpoint or parts, settings or the number of ranks differ. Nothing was changed then.
     """
-    content = _read(path)
-    if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
-        raise ValueError(f"{path} is not a checkpoint of this version of teacherfarm ({CHECKPOINT_VERSION})")
+    content = _content(path)
     rank, num_ranks = _ranks()
     _refuse_other_run(path, content, run, num_ranks)
     own = _read(_rank_file(path, rank)) if rank else content
@@ -101,6 +99,11 @@ def load_checkpoint(path: Path, run: Run) -> dict[str, Any]:
     return dict(content["progress"])
 
 
+def read_progress(path: Path) -> dict[str, Any]:
+    """The saved ``progress`` alone; changes nothing."""
+    return dict(_content(path)["progress"])
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name))
@@ -110,6 +113,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
     found = list_checkpoints(folder)
     return found[-1] if found else None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
+        raise ValueError(f"{path} is not a checkpoint of this version of teacherfarm ({CHECKPOINT_VERSION})")
+    return content
 
 
 def _refuse_other_run(path: Path, content: dict[str, Any], run: Run, num_ranks: int) -> None:

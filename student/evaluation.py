@@ -34,11 +34,12 @@ class Evaluation:
     loss: float
     calibration_error: float
     agreement: float = float("nan")
+    teacher_top1: float = float("nan")
 
     def __str__(self) -> str:
         words = f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f}, ECE {self.calibration_error:.3f}"
         if self.agreement == self.agreement:
-            words += f", agrees with the teacher on {self.agreement:.2%}"
+            words += f", agrees with the teacher (top-1 {self.teacher_top1:.2%}) on {self.agreement:.2%}"
         return f"{words} ({self.crops} crops)"
 
 
@@ -58,7 +59,7 @@ def evaluate(
     not the DDP wrapper.
     """
     device = torch.device(device)
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    sums = torch.zeros(8, dtype=torch.float64, device=device)
     bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=device)
     with _eval_mode(model), torch.no_grad():
         for item in loader:
@@ -71,7 +72,7 @@ def evaluate(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
         torch.distributed.all_reduce(bins)
-    crops, top1, top5, loss, agreed, answered = sums.tolist()
+    crops, top1, top5, loss, agreed, answered, teacher_right, teacher_counted = sums.tolist()
     in_bin, confidence, correct = bins.cpu()
     error = float((confidence - correct).abs().sum()) / crops if crops else float("nan")
     return Evaluation(
@@ -81,18 +82,21 @@ def evaluate(
         loss=_share(loss, crops),
         calibration_error=error,
         agreement=_share(agreed, answered),
+        teacher_top1=_share(teacher_right, teacher_counted),
     )
 
 
 def _count(logits: Tensor, targets: Tensor, labels: SoftLabels | None, sums: Tensor, bins: Tensor) -> None:
-    """Add one batch to the sums (crops, top-1, top-5, loss, agreed, answered) and to the calibration bins."""
+    """Add one batch to the sums (see evaluate) and to the calibration bins."""
     top1 = logits.argmax(dim=1)
+    counted = targets != NO_TARGET
     if labels is not None:
         answered = torch.from_numpy(labels.weight > 0).to(logits.device)
-        same = top1 == torch.from_numpy(labels.top1).to(logits.device)
-        sums[4] += (same & answered).sum()
+        teachers = torch.from_numpy(labels.top1).to(logits.device)
+        sums[4] += ((top1 == teachers) & answered).sum()
         sums[5] += answered.sum()
-    counted = targets != NO_TARGET
+        sums[6] += ((teachers == targets) & answered & counted).sum()
+        sums[7] += (answered & counted).sum()
     logits, targets, top1 = logits[counted], targets[counted], top1[counted]
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     correct = (top1 == targets).double()

@@ -104,6 +104,11 @@ class LabelledLoader(Generic[Batch]):
         """The teacher's running top-1 against ``target_view``; NaN where there is none."""
         return self.watch.top1
 
+    @property
+    def unanswered(self) -> int:
+        """Crops of the current (or last) pass that had weight 0."""
+        return self._seen.unanswered
+
     def report(self) -> str:
         """What bounds the student in the current (or last) pass, in words."""
         return self._seen.report()

@@ -66,11 +66,16 @@ def test_agreement_with_the_teacher_counts_answered_crops_alone():
     teacher.starve = {int(crops[0, 0, 0, 0])}
     logits = torch.tensor(teacher.logits(crops), dtype=torch.float32)
     logits[20:] *= -1
-    loader = [{"crops": crops, "logits": logits, "targets": torch.zeros(40, dtype=torch.long)}]
+    targets = torch.zeros(40, dtype=torch.long)
+    targets[30:] = NO_TARGET
+    loader = [{"crops": crops, "logits": logits, "targets": targets}]
     labelled = LabelledLoader(loader, teacher, lambda batch: batch["crops"])
     result = evaluate(nn.Identity(), labelled, "cpu", split=lambda batch: (batch["logits"], batch["targets"]))
     answered = [i for i in range(40) if int(crops[i, 0, 0, 0]) not in teacher.starve]
     assert result.agreement == pytest.approx(sum(i < 20 for i in answered) / len(answered))
+    best = teacher.logits(crops).argmax(axis=1)
+    counted = [i for i in answered if i < 30]
+    assert result.teacher_top1 == pytest.approx(sum(best[i] == 0 for i in counted) / len(counted))
     assert "agrees with the teacher" in str(result)
 
 

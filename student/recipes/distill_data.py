@@ -1,0 +1,147 @@
+"""The data of a distillation run: which crops, in which order, and what the folder's classes are to the
+teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Subset
+
+from teacherfarm.crops.crop_plan import CropPlan
+from teacherfarm.crops.view_schedule import ViewSchedule
+from teacherfarm.protos.crop import Rendering
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.student.blocking import TeacherClient
+from teacherfarm.student.center_crops import CenterCropDataset
+from teacherfarm.student.crop_collate import collate_crops
+from teacherfarm.student.crop_dataset import CropDataset
+from teacherfarm.student.image_sources import FolderImages
+from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.pixels import to_student
+from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
+from teacherfarm.student.recipes.folders import image_folder
+from teacherfarm.student.recipes.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """One folder of images, and its classes in the teacher's numbers."""
+
+    source: FolderImages
+    match: ClassMatch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        """The teacher's class numbers of a batch [N]; NO_TARGET for unmatched classes and unreadable images."""
+        numbers = torch.tensor(self.match.numbers)
+        known = (batch["targets"] >= 0) & (batch["weight"] > 0)
+        return torch.where(known, numbers[batch["targets"].clamp(min=0)], NO_TARGET)
+
+
+class DistillData:
+    """Training and validation images, the crop plan and the view schedule, as the options say."""
+
+    def __init__(self, options: argparse.Namespace, card: TeacherCard, ranks: Ranks) -> None:
+        self._options, self._card, self._ranks = options, card, ranks
+        self.train, self.val = (
+            Images(source=source, match=match_classes(source.classes, card, options.class_map))
+            for source in (
+                FolderImages(image_folder(options.data, options.train_folder, "--train-folder")),
+                FolderImages(image_folder(options.data, options.val_folder, "--val-folder")),
+            )
+        )
+        size, teacher = options.student_size, card.rendering
+        self.student_rendering = Rendering(height=size, width=size) if size else teacher
+        scale = tuple(options.crop_scale) if options.crop_scale else card.crop_scale
+        self.plan = CropPlan(seed=options.seed, scale=scale, ratio=card.crop_ratio)
+        self.schedule = ViewSchedule(
+            views=options.views,
+            order=options.order,
+            per_visit=options.crops_per_image,
+            seed=options.seed if options.order == "permute" else 0,
+        )
+        if len(self.train) < ranks.num_ranks:
+            raise ValueError(
+                f"{len(self.train)} images to train on cannot be divided among {ranks.num_ranks} processes"
+            )
+
+    def train_loader(self, crops_per_image: int, teacher: TeacherClient) -> LabelledLoader[dict[str, Any]]:
+        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many
+        batches.
+        """
+        options, ranks = self._options, self._ranks
+        dataset = CropDataset(
+            self.train.source.root,
+            teacher_rendering=self._card.rendering,
+            student_rendering=self.student_rendering,
+            plan=self.plan,
+            schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
+            on_unreadable="skip",
+        )
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset,
+            num_replicas=ranks.num_ranks,
+            rank=ranks.rank,
+            shuffle=True,
+            seed=options.seed,
+            drop_last=True,
+        )
+        num_images = max(options.batch_size // crops_per_image, 1)
+        loader = DataLoader(
+            dataset,
+            batch_size=num_images,
+            sampler=sampler,
+            # A last batch of one crop would break batch normalisation.
+            drop_last=len(sampler) >= num_images,
+            num_workers=options.workers,
+            collate_fn=collate_crops,
+            pin_memory=ranks.device.type == "cuda",
+            persistent_workers=options.workers > 0,
+        )
+        return LabelledLoader(
+            loader,
+            teacher,
+            lambda batch: batch["crops"],
+            keys=lambda batch: batch["keys"],
+            prefetch_batches=options.prefetch_batches,
+            weight_view=lambda batch: batch["weight"],
+            target_view=self.train.targets,
+        )
+
+    def val_loader(self) -> DataLoader[dict[str, Any]]:
+        """Centre crops of this rank's share of the validation images, in both renderings."""
+        dataset = CenterCropDataset(
+            self.val.source.root,
+            teacher_rendering=self._card.rendering,
+            student_rendering=self.student_rendering,
+            fraction=self._card.center_crop_fraction,
+        )
+        share = Subset(dataset, self._ranks.share(len(dataset)))
+        return DataLoader(share, batch_size=self._options.batch_size, num_workers=self._options.workers)
+
+    def student_input(self, batch: dict[str, Any]) -> Tensor:
+        """Normalised pixels [N, 3, H, W] on this rank's device."""
+        return to_student(batch["images"], self._options.mean, self._options.std, self._ranks.device)
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change when a run is resumed."""
+        options = self._options
+        return {
+            "crop plan": self.plan.to_dict(),
+            "view schedule": self.schedule.to_dict(),
+            "student": options.student,
+            "student size": self.student_rendering.height,
+            "epochs": options.epochs,
+            "batch size": options.batch_size,
+            "optimizer": options.optimizer,
+            "learning rate": options.lr,
+            "loss": [options.loss, options.temperature, options.hard_weight, options.top_k, options.completion],
+        }

@@ -1,0 +1,155 @@
+"""The command line of `teacherfarm distill`. Imports no torch, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """\
+Train a student from a teacher's stream of soft labels, on a folder of images.
+
+DATA holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg. The teacher runs elsewhere: every crop is sent to it, and
+its answer is what the student learns. The folder's own labels are for evaluation, unless --hard-weight says otherwise.
+"""
+
+EXAMPLE = """\
+example, in two terminals:
+  teacherfarm serve models/ --zmq 127.0.0.1:7001
+  teacherfarm check   DATA --teacher-address zmq://127.0.0.1:7001
+  teacherfarm distill DATA --teacher-address zmq://127.0.0.1:7001 --student torchvision:resnet18 --out runs/first
+
+four crops of each image at a time, five classes of each label, as in FKD (arXiv 2112.01528):
+  teacherfarm distill DATA --teacher-address zmq://farm:7001 --student torchvision:resnet50 --out runs/fkd \\
+      --crops-per-image 4 --top-k 5 --epochs 300 --batch-size 1024 --lr 0.2 --weight-decay 1e-4 --amp bf16
+
+eight GPUs of one machine (--batch-size is per process; scale --lr with the total):
+  torchrun --nproc-per-node 8 --no-python teacherfarm distill DATA ... --device cuda
+
+What it writes to --out: step-*.pt (checkpoints), student.pt (weights, at the end), log.csv, tensorboard/, curves.png,
+result.json. Interrupted? The same command with --resume goes on, to the bit.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that :func:`teacherfarm.student.recipes.distill.main` reads."""
+    parser.description = DESCRIPTION
+    parser.epilog = EXAMPLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="folder with train/ and val/, one folder per class in each"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
+    parser.add_argument("--train-folder", default="train", metavar="NAME", help="below DATA (default: train)")
+    parser.add_argument("--val-folder", default="val", metavar="NAME", help="below DATA (default: val)")
+
+    teacher = parser.add_argument_group("teacher")
+    add_teacher_arguments(teacher)
+    teacher.add_argument("--top-k", type=int, default=0, metavar="K", help="ask for the K best classes (default: all)")
+    teacher.add_argument(
+        "--completion",
+        choices=["smoothing", "renorm"],
+        default="smoothing",
+        help="what the other classes get with --top-k: an even share of the rest, or nothing (default: smoothing)",
+    )
+    teacher.add_argument(
+        "--on-starved",
+        choices=["wait", "raise", "skip"],
+        default="wait",
+        help="no label within --answer-timeout: wait on, stop, or train without those crops (default: wait)",
+    )
+    teacher.add_argument(
+        "--hard-fallback", action="store_true", help="with --on-starved skip: use those crops' hard labels instead"
+    )
+    teacher.add_argument("--prefetch-batches", type=int, metavar="N", help="batches asked ahead (default: 1024 crops)")
+
+    student = parser.add_argument_group("student")
+    student.add_argument(
+        "--student",
+        required=True,
+        metavar="SOURCE",
+        help="torchvision:NAME, timm:NAME, or package.module:function, called with num_classes=",
+    )
+    student.add_argument("--student-size", type=int, metavar="PX", help="its crops' size (default: the teacher's)")
+    student.add_argument("--mean", type=float, nargs=3, default=[0.485, 0.456, 0.406], metavar=("R", "G", "B"))
+    student.add_argument("--std", type=float, nargs=3, default=[0.229, 0.224, 0.225], metavar=("R", "G", "B"))
+
+    crops = parser.add_argument_group("crops")
+    crops.add_argument(
+        "--crops-per-image",
+        type=int,
+        default=1,
+        metavar="M",
+        help="crops cut from each image at once; one pass counts M epochs, the last M are single (default: 1)",
+    )
+    crops.add_argument(
+        "--order",
+        choices=["fresh", "cycle", "permute"],
+        default="fresh",
+        help="new crops at every visit, or the same --views again, in turn or drawn (default: fresh)",
+    )
+    crops.add_argument("--views", type=int, metavar="N", help="how many different crops of each image (not with fresh)")
+    crops.add_argument(
+        "--crop-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of the image (default: the teacher's)"
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=30, help="default: 30")
+    training.add_argument(
+        "--batch-size", type=int, default=128, metavar="CROPS", help="crops per process (default: 128)"
+    )
+    training.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, momentum 0.9")
+    training.add_argument("--lr", type=float, default=0.1, help="highest learning rate (default: 0.1)")
+    training.add_argument(
+        "--lr-per", choices=["pass", "step"], default="pass", help="how often it changes (default: pass)"
+    )
+    training.add_argument("--warmup-epochs", type=float, default=0.0, metavar="E", help="linear warm-up (default: 0)")
+    training.add_argument("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
+    training.add_argument(
+        "--clip-norm", type=float, default=0.0, metavar="NORM", help="clip gradients (default: 0, no)"
+    )
+    training.add_argument(
+        "--ema", type=float, default=0.0, metavar="DECAY", help="average the weights (default: 0, no)"
+    )
+    training.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of both sides (default: 1)")
+    training.add_argument(
+        "--loss",
+        choices=["soft-ce", "kd", "kd-t2"],
+        default="soft-ce",
+        help="soft cross-entropy, KL divergence, or that times T squared (default: soft-ce)",
+    )
+    training.add_argument(
+        "--hard-weight", type=float, default=0.0, metavar="SHARE", help="share of the folder's own labels (default: 0)"
+    )
+    training.add_argument(
+        "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision (default: off)"
+    )
+    training.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    training.add_argument("--workers", type=int, default=4, help="processes that cut crops (default: 4)")
+    training.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default: 0)")
+    training.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
+    training.add_argument(
+        "--checkpoint-steps", type=int, default=0, metavar="N", help="also every N steps (default: 0, no)"
+    )
+    training.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints kept (default: 2)")
+
+
+def add_teacher_arguments(group: argparse._ArgumentGroup) -> None:
+    """Where the teacher is; shared with `teacherfarm check`."""
+    group.add_argument(
+        "--teacher-address",
+        required=True,
+        metavar="ADDRESS",
+        help="zmq://HOST:PORT, grpc://HOST:PORT, local://MODELS; several, separated by commas, are alternatives",
+    )
+    group.add_argument("--teacher", default="", metavar="NAME", help="which one (default: the only one served)")
+    group.add_argument("--digest", default="", metavar="HEX", help="refuse any other teacher")
+    group.add_argument("--api-key", metavar="KEY", help="default: the environment's TEACHERFARM_API_KEY")
+    group.add_argument(
+        "--answer-timeout", type=float, default=120.0, metavar="S", help="seconds without labels (default: 120)"
+    )
+    group.add_argument(
+        "--class-map",
+        type=Path,
+        metavar="FILE",
+        help="lines FOLDER = CLASS where names cannot be matched by themselves",
+    )
