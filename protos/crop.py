@@ -73,6 +73,13 @@ class CropFormat:
     number_type: NumberType = "uint8"
     codec: Codec = "raw"
 
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.channels < 1:
+            raise WrongCropSize(
+                f"a crop has a positive height, width and number of channels, got {self.height} x {self.width} x "
+                f"{self.channels}"
+            )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return (self.height, self.width, self.channels)
@@ -132,6 +139,10 @@ class CropBatch:
     priority: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.keys, bytes):
+            raise WrongBatchSize(f"keys are bytes, {CROP_KEY_BYTES} for each crop, got {type(self.keys).__name__}")
+        if not -(2**31) <= self.priority < 2**31:
+            raise ValueError(f"priority is a 32-bit whole number, got {self.priority}")
         if self.keys and len(self.keys) != CROP_KEY_BYTES * len(self.pixels):
             raise WrongBatchSize(
                 f"{len(self.pixels)} crops need {CROP_KEY_BYTES * len(self.pixels)} bytes of keys, got {len(self.keys)}"

@@ -25,6 +25,9 @@ LABELS = "labels"
 
 SCALE_SUFFIX = ".scale"
 
+COLDEST, HOTTEST = 1e-3, 1e3
+"""Temperatures that a float32 softmax survives."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpec:
@@ -46,8 +49,8 @@ class LabelSpec:
             raise BadLabelSpec(f"a label spec names each output once, got {list(self.outputs)}")
         if self.top_k < 0:
             raise BadLabelSpec(f"top_k is 0 (dense) or the number of classes to keep, got {self.top_k}")
-        if not (self.temperature > 0 and np.isfinite(self.temperature)):
-            raise BadLabelSpec(f"temperature must be a positive number, got {self.temperature}")
+        if not COLDEST <= self.temperature <= HOTTEST:
+            raise BadLabelSpec(f"temperature must be positive ({COLDEST:g} to {HOTTEST:g}), got {self.temperature}")
         if self.top_k == 0 and self.temperature != 1.0:
             raise BadLabelSpec(
                 f"dense labels travel at temperature 1 and take any temperature on the student: ask LabelSpec() and "
@@ -108,6 +111,10 @@ class LabelSpec:
         records = np.empty(len(first), self.record_dtype(card))
         for name in self.outputs:
             values = graph_outputs[card.label_output if name == LABELS else name]
+            due = (len(first), *((card.num_classes,) if name == LABELS else card.feature(name).shape))
+            if values.shape != due:
+                # Assigned as it is, an axis of 1 would be repeated in silence.
+                raise ValueError(f"output {name!r} of teacher {card.name!r} is {list(values.shape)}, due {list(due)}")
             if name == LABELS and self.top_k:
                 records["classes"], records["log_probabilities"] = top_k(values, self.top_k, self.temperature)
             elif name != LABELS and self.feature_type == "int8":
@@ -130,8 +137,14 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.fl
 def top_k(log_probabilities: NDArray[Any], k: int, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k most probable classes at a temperature, best first (ties: lower class), and their log-probabilities."""
     tempered = log_softmax(log_probabilities, temperature)
-    kept = np.argpartition(-tempered, k - 1, axis=-1)[..., :k] if k < tempered.shape[-1] else None
-    classes = np.sort(kept, axis=-1) if kept is not None else np.broadcast_to(np.arange(k), tempered.shape)
+    if k < tempered.shape[-1]:
+        classes = np.sort(np.argpartition(-tempered, k - 1, axis=-1)[..., :k], axis=-1)
+        smallest = np.take_along_axis(tempered, classes, axis=-1).min(axis=-1, keepdims=True)
+        # The partition keeps any of the classes that tie for the last place.
+        if (tied := (tempered >= smallest).sum(axis=-1) > k).any():
+            classes[tied] = np.sort(np.argsort(-tempered[tied], axis=-1, kind="stable")[..., :k], axis=-1)
+    else:
+        classes = np.broadcast_to(np.arange(k), tempered.shape)
     values = np.take_along_axis(tempered, classes, axis=-1)
     order = np.argsort(-values, axis=-1, kind="stable")
     return np.take_along_axis(classes, order, axis=-1), np.take_along_axis(values, order, axis=-1)
@@ -241,8 +254,8 @@ class SoftLabels:
                 )
             return complete(self.classes, self.log_probabilities, self.num_classes, completion)
         temperature = 1.0 if temperature is None else temperature
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not COLDEST <= temperature <= HOTTEST:
+            raise ValueError(f"temperature must be positive ({COLDEST:g} to {HOTTEST:g}), got {temperature}")
         if self.activation == "sigmoid":
             logits = self.logits.astype(np.float32) / np.float32(temperature)
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float32)
@@ -265,7 +278,7 @@ class SoftLabels:
 
     def take(self, rows: NDArray[Any] | Sequence[int] | slice) -> SoftLabels:
         """The soft labels of some rows."""
-        index = rows if isinstance(rows, slice) else np.asarray(rows)
+        index = rows if isinstance(rows, slice) else np.asarray(rows, None if len(rows) else np.intp)
         return SoftLabels(
             records=self.records[index],
             spec=self.spec,
@@ -285,6 +298,8 @@ def complete(
 ) -> NDArray[np.float32]:
     """Top-k labels [N, k] as distributions [N, num_classes] (FKD, arXiv 2112.01528: marginal smoothing and re-norm)."""
     kept = np.exp(log_probabilities.astype(np.float32))
+    # Rounding to float16 may have lifted the sum above 1.
+    kept /= np.maximum(kept.sum(axis=1, keepdims=True), np.float32(1))
     k = kept.shape[1]
     if completion == "renorm":
         kept = kept / kept.sum(axis=1, keepdims=True)

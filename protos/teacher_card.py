@@ -133,7 +133,7 @@ class TeacherCard:
         """Raises ValueError naming the field that is missing, unknown or of the wrong type."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the card is not JSON ({error})") from error
         version = values.get("card_version") if isinstance(values, dict) else None
         if version != CARD_VERSION:
@@ -161,7 +161,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         built = {name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         try:
             return kind(**built)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
@@ -182,7 +182,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         return None if value is None else _build(arguments[0], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where} is too large a number") from error
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
     return value

@@ -34,6 +34,7 @@ SLICE_CROPS = 1024
 MESSAGE_OVERHEAD_BYTES = 16
 """Tags and lengths around header and payload in a gRPC message."""
 FAULT_TEXT_CHARACTERS = 4000
+LONGEST_RETRY_AFTER_S = 600.0
 
 Buffer = bytes | bytearray | memoryview
 
@@ -209,7 +210,7 @@ def encode_header(value: Value) -> bytes:
             return pb.Header(
                 fault=pb.Fault(
                     code=value.fault.code,
-                    message=value.fault.message[:FAULT_TEXT_CHARACTERS],
+                    message=_text(value.fault.message),
                     retry_after_s=value.fault.retry_after_s,
                     batch_id=value.batch_id,
                     first_row=value.first_row,
@@ -263,7 +264,7 @@ def _encode_rare(value: Value) -> pb.Header:
                 )
             )
         case GoAway():
-            return pb.Header(go_away=pb.GoAway(reason=value.reason))
+            return pb.Header(go_away=pb.GoAway(reason=_text(value.reason)))
         case Ping():
             return pb.Header(ping=pb.Ping(taken_crops=value.taken_crops))
         case Pong():
@@ -307,7 +308,7 @@ def decode_header(header: Buffer) -> Value:
         case "fault":
             fault = parsed.fault
             return SliceFault(
-                fault=from_code(fault.code, fault.message, fault.retry_after_s),
+                fault=from_code(fault.code, fault.message, _delay_s(fault.retry_after_s)),
                 batch_id=fault.batch_id,
                 first_row=fault.first_row,
                 num_crops=fault.num_crops,
@@ -315,6 +316,16 @@ def decode_header(header: Buffer) -> Value:
             )
         case kind:
             return _decode_rare(kind, parsed)
+
+
+def _text(message: str) -> str:
+    """What protobuf takes as text: a file name that is not UTF-8 must not stop a fault on its way."""
+    return message[:FAULT_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _delay_s(retry_after_s: float) -> float:
+    """A delay that a clock can be set to, whatever the peer sent."""
+    return min(retry_after_s, LONGEST_RETRY_AFTER_S) if retry_after_s > 0 else 0.0
 
 
 def _decode_slice(slice_: pb.Slice) -> Slice:
