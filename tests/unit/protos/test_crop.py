@@ -63,11 +63,11 @@ def test_a_reference_key_names_sample_box_flip_and_rendering():
         (CropRef(dataset="d", sample="t"), box, rendering),
         (CropRef(dataset="ds", sample=""), box, rendering),
         *[
-            (ref, CropBox(**(dict(top=1, left=2, height=30, width=40) | change)), rendering)
+            (ref, CropBox(**({"top": 1, "left": 2, "height": 30, "width": 40} | change)), rendering)
             for change in ({"top": 0}, {"left": 3}, {"height": 31}, {"width": 41}, {"flip": True})
         ],
         *[
-            (ref, box, Rendering(**(dict(height=8, width=8) | change)))
+            (ref, box, Rendering(**({"height": 8, "width": 8} | change)))
             for change in ({"height": 9}, {"width": 9}, {"interpolation": "bicubic"}, {"antialias": False})
         ],
     ]
@@ -123,7 +123,7 @@ def test_crop_bytes_and_words_of_a_format():
 @pytest.mark.parametrize("size", [{"height": 0}, {"width": -1}, {"channels": 0}])
 def test_a_format_without_size_is_refused(size):
     with pytest.raises(WrongCropSize, match="positive"):
-        CropFormat(**(dict(height=4, width=6) | size))
+        CropFormat(**({"height": 4, "width": 6} | size))
 
 
 def test_rendering_and_box_must_have_a_size():
