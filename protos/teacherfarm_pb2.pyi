@@ -163,14 +163,11 @@ class CropFormat(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     NUMBER_TYPE_FIELD_NUMBER: _builtins.int
-    CODEC_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     width: _builtins.int
     channels: _builtins.int
     number_type: _builtins.str
     """uint8, uint16 or float32"""
-    codec: _builtins.str
-    """raw or jpeg"""
     def __init__(
         self,
         *,
@@ -178,11 +175,10 @@ class CropFormat(_message.Message):
         width: _builtins.int = ...,
         channels: _builtins.int = ...,
         number_type: _builtins.str = ...,
-        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "codec", b"codec", "height", b"height", "number_type", b"number_type", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "number_type", b"number_type", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,6 +196,7 @@ class Hello(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     CROP_FORMAT_FIELD_NUMBER: _builtins.int
     STUDENT_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     api_key: _builtins.str
     teacher: _builtins.str
@@ -208,10 +205,14 @@ class Hello(_message.Message):
     expected_artifact_digest: _builtins.str
     student: _builtins.str
     """free text for logs"""
+    codec: _builtins.str
+    """raw or jpeg"""
     @_builtins.property
     def spec(self) -> Global___LabelSpec: ...
     @_builtins.property
-    def crop_format(self) -> Global___CropFormat: ...
+    def crop_format(self) -> Global___CropFormat:
+        """absent: the teacher's own"""
+
     def __init__(
         self,
         *,
@@ -223,10 +224,11 @@ class Hello(_message.Message):
         spec: Global___LabelSpec | None = ...,
         crop_format: Global___CropFormat | None = ...,
         student: _builtins.str = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["crop_format", b"crop_format", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "crop_format", b"crop_format", "expected_artifact_digest", b"expected_artifact_digest", "expected_teacher_digest", b"expected_teacher_digest", "spec", b"spec", "student", b"student", "teacher", b"teacher", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "codec", b"codec", "crop_format", b"crop_format", "expected_artifact_digest", b"expected_artifact_digest", "expected_teacher_digest", b"expected_teacher_digest", "spec", b"spec", "student", b"student", "teacher", b"teacher", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

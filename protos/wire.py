@@ -46,6 +46,7 @@ class Hello:
     teacher: str
     spec: LabelSpec
     crop_format: CropFormat | None = None
+    codec: Codec = "raw"
     api_key: str = field(default="", repr=False)
     expected_teacher_digest: str = ""
     expected_artifact_digest: str = ""
@@ -246,8 +247,8 @@ def _encode_rare(value: Value) -> pb.Header:
                         width=crop_format.width,
                         channels=crop_format.channels,
                         number_type=crop_format.number_type,
-                        codec=crop_format.codec,
                     ),
+                    codec=value.codec,
                     student=value.student,
                 )
             )
@@ -406,7 +407,7 @@ def _decode_hello(hello: pb.Hello) -> Hello:
             width=hello.crop_format.width,
             channels=hello.crop_format.channels,
             number_type=_one_of(hello.crop_format.number_type, ("uint8", "uint16", "float32"), WrongNumberType),
-            codec=_codec(hello.crop_format.codec),
+            codec=_codec(hello.codec),
         )
     spec = hello.spec
     return Hello(
@@ -422,6 +423,7 @@ def _decode_hello(hello: pb.Hello) -> Hello:
             feature_type=_feature_type(spec.feature_type),
         ),
         crop_format=crop_format,
+        codec=_codec(hello.codec),
         student=hello.student[:200],
     )
 

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.crop import CROP_KEY_BYTES
+from teacherfarm.crops.crop_codec import encode_crops
+from teacherfarm.protos.crop import CROP_KEY_BYTES, CropFormat
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import Buffer
 
 
 class Delivery(Protocol):
@@ -35,6 +37,7 @@ class PendingBatch:
         self._delivery = delivery
         self._records: NDArray[np.void] | None = None
         self._answered = np.zeros(len(pixels), np.bool_)
+        self._jpegs: tuple[bytes | memoryview, ...] = ()
 
     def __repr__(self) -> str:
         return f"<PendingBatch {self.id}: {self.missing_crops} of {len(self.pixels)} crops missing>"
@@ -44,8 +47,18 @@ class PendingBatch:
         """Whether nobody waits any more: cancelled, starved or failed."""
         return self._delivery.done()
 
-    def payload(self, first: int, num_crops: int) -> memoryview:
-        """The pixels of some rows as bytes, without a copy."""
+    def encode(self, crop_format: CropFormat) -> None:
+        """Compress the crops, once; safe on another thread before the batch is sent."""
+        self._jpegs = encode_crops(self.pixels, crop_format).parts
+
+    def crop_bytes(self, first: int, num_crops: int) -> tuple[int, ...]:
+        """The lengths of some rows in their payload; empty where all are equally long (raw)."""
+        return tuple(len(jpeg) for jpeg in self._jpegs[first : first + num_crops])
+
+    def payload(self, first: int, num_crops: int) -> Buffer:
+        """The pixels of some rows as bytes; raw ones without a copy."""
+        if self._jpegs:
+            return b"".join(self._jpegs[first : first + num_crops])
         return self.pixels[first : first + num_crops].reshape(-1).view(np.uint8).data
 
     def keys(self, first: int, num_crops: int) -> bytes:

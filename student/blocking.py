@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.crop import CropBatch
+from teacherfarm.protos.crop import Codec, CropBatch
 from teacherfarm.protos.faults import SessionLost, WindowFull
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -77,6 +77,7 @@ class TeacherClient:
         window: int | None = None,
         timeouts: Timeouts | None = None,
         on_starved: OnStarved = "wait",
+        codec: Codec = "raw",
         open_transport: OpenTransport = open_transport,
     ) -> None:
         self._core = AsyncTeacherClient(
@@ -88,6 +89,7 @@ class TeacherClient:
             window=window,
             timeouts=timeouts,
             on_starved=on_starved,
+            codec=codec,
             open_transport=open_transport,
         )
         self._pid = os.getpid()

@@ -13,14 +13,14 @@ import random
 import socket as host
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.allocator import keep_large_buffers
-from teacherfarm.protos.crop import CropBatch, pixel_keys
+from teacherfarm.protos.crop import Codec, CropBatch, pixel_keys
 from teacherfarm.protos.faults import (
     DigestMismatch,
     MalformedMessage,
@@ -106,7 +106,8 @@ class AsyncTeacherClient:
     ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first session's is pinned.
     ``spec``: what to ask for. ``window``: most crops submitted and not yet collected (bounds this side's memory).
     ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log), "raise"
-    Starved, or "skip" (labels with weight 0 for the crops without answer).
+    Starved, or "skip" (labels with weight 0 for the crops without answer). ``codec``: "raw", or "jpeg" (quality 95, a
+    seventh of the bytes) where the link is slow; labels then are those of the decoded crops.
     """
 
     def __init__(
@@ -120,8 +121,11 @@ class AsyncTeacherClient:
         window: int | None = None,
         timeouts: Timeouts | None = None,
         on_starved: OnStarved = "wait",
+        codec: Codec = "raw",
         open_transport: OpenTransport = open_transport,
     ) -> None:
+        if codec not in ("raw", "jpeg"):
+            raise ValueError(f"codec is 'raw' or 'jpeg', got {codec!r}")
         if on_starved not in ("wait", "raise", "skip"):
             raise ValueError(f"on_starved is 'wait', 'raise' or 'skip', got {on_starved!r}")
         self.timeouts = timeouts or Timeouts()
@@ -132,6 +136,7 @@ class AsyncTeacherClient:
         self._api_key = api_key
         self._asked_spec = spec or LabelSpec()
         self._on_starved = on_starved
+        self._codec = codec
         self._open_transport = open_transport
         self._expected_teacher = digest
         self._expected_artifact = ""
@@ -151,6 +156,7 @@ class AsyncTeacherClient:
         self._fatal: BaseException | None = None
         self._connected: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._encoding: set[asyncio.Task[None]] = set()
         self._room_changed = asyncio.Event()
         self._backoff = Backoff(random.random())
         self._first_failure_s = 0.0
@@ -235,16 +241,35 @@ class AsyncTeacherClient:
             self._fail(batch, self._fatal)
             return
         self._batches[batch.id] = batch
-        self._unsent.append((batch, 0, len(pixels)))
+        if self._codec == "raw":
+            self._queue(batch)
+        else:
+            task = asyncio.get_running_loop().create_task(self._encode_and_queue(batch))
+            self._encoding.add(task)
+            task.add_done_callback(self._encoding.discard)
+
+    async def _encode_and_queue(self, batch: PendingBatch) -> None:
+        crop_format = replace(self.card.crop_format, codec=self._codec)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, batch.encode, crop_format)
+        except Exception as error:
+            self._batches.pop(batch.id, None)
+            self._fail(batch, error)
+        else:
+            self._queue(batch)
+
+    def _queue(self, batch: PendingBatch) -> None:
+        self._unsent.append((batch, 0, len(batch.pixels)))
         self._pump()
 
     async def close(self) -> None:
         """End the session. Batches still pending get SessionLost."""
         if self._transport is not None:
             self._transport.send(encode_header(Goodbye()))
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._encoding]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
         self._give_up(SessionLost("the client was closed"))
 
@@ -285,6 +310,7 @@ class AsyncTeacherClient:
                 hello = Hello(
                     teacher=self._teacher,
                     spec=self._asked_spec,
+                    codec=self._codec,
                     api_key=self._api_key,
                     expected_teacher_digest=self._expected_teacher,
                     expected_artifact_digest=self._expected_artifact,
@@ -369,6 +395,7 @@ class AsyncTeacherClient:
             num_crops=num_crops,
             taken_crops=self._taken_crops,
             keys=batch.keys(first, num_crops),
+            crop_bytes=batch.crop_bytes(first, num_crops),
             priority=batch.priority,
         )
         payload = batch.payload(first, num_crops)

@@ -9,7 +9,7 @@ import hmac
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ class Gateway:
                     f"{what} digest of {card.name!r} is {actual}, expected {expected}: another teacher than the one "
                     "this run was started with is served under its name. Serve the pinned one, or start a new run"
                 )
-        crop_format = hello.crop_format or card.crop_format
+        crop_format = replace(hello.crop_format or card.crop_format, codec=hello.codec)
         _check_format(crop_format, card.crop_format)
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
@@ -207,5 +207,7 @@ class Gateway:
 def _check_format(asked: CropFormat, card: CropFormat) -> None:
     if asked.number_type != card.number_type:
         raise WrongNumberType(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
+    if asked.codec == "jpeg" and asked.number_type != "uint8":
+        raise WrongNumberType(f"JPEG holds uint8 crops, this teacher takes {card.describe()}: send them raw")
     if asked.shape != card.shape:
         raise WrongCropSize(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.crops.crop_codec import decode_crops
 from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -41,6 +43,7 @@ class AnsweringTransport:
         self._artifact_digest = artifact_digest
         self._slice_crops = slice_crops
         self._spec: LabelSpec | None = None
+        self._crop_format = card.crop_format
         self._answers: asyncio.Queue[tuple[bytes, Buffer] | None] = asyncio.Queue()
         self._slices: set[asyncio.Task[None]] = set()
 
@@ -79,6 +82,7 @@ class AnsweringTransport:
             if expected and not self._card.teacher_digest.startswith(expected):
                 raise DigestMismatch(f"teacher digest is {self._card.teacher_digest}, expected {expected}")
             self._spec = hello.spec.resolve(self._card)
+            self._crop_format = replace(self._card.crop_format, codec=hello.codec)
         except TeacherFarmFault as fault:
             self._say(SliceFault(fault=fault))
             return
@@ -94,10 +98,9 @@ class AnsweringTransport:
 
     async def _label(self, slice_: Slice, payload: Buffer) -> None:
         assert self._spec is not None, "a slice before Hello"
-        crop_format = self._card.crop_format
-        pixels = np.frombuffer(payload, crop_format.number_type).reshape(slice_.num_crops, *crop_format.shape)
         place = {"batch_id": slice_.batch_id, "first_row": slice_.first_row, "num_crops": slice_.num_crops}
         try:
+            pixels = decode_crops(payload, slice_.num_crops, self._crop_format, slice_.crop_bytes)
             outputs = await self._run(pixels, self._spec.graph_outputs(self._card))
             records = self._spec.pack(outputs, self._card)
         except TeacherFarmFault as fault:

@@ -6,7 +6,7 @@ neighbour's feature maps.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -44,23 +44,27 @@ class Batcher(Generic[S]):
         self._preferred = preferred
         self._longest_wait_s = longest_wait_s
         self._queue: FairQueue[S] = FairQueue()
-        self._arrivals: deque[tuple[float, S]] = deque()
-        self._present: set[int] = set()
+        # In the order of arrival; what left the queue leaves here, too, and with it its pixels.
+        self._arrivals: OrderedDict[int, tuple[float, S]] = OrderedDict()
         self.waiting_crops = 0
 
     def push(self, slice_: S, now_s: float) -> None:
         """Queue a slice that arrived now."""
         self._queue.push(slice_)
-        self._arrivals.append((now_s, slice_))
-        self._present.add(id(slice_))
+        self._arrivals[id(slice_)] = (now_s, slice_)
         self.waiting_crops += slice_.num_crops
+
+    def withdraw(self, slice_: S) -> None:
+        """Take an abandoned slice out, if it still waits."""
+        self._queue.withdraw(slice_)
+        self._left(slice_)
 
     def next_batch(self, now_s: float) -> TeacherBatch[S] | WaitUntil | None:
         """The next teacher batch, the time to ask again, or None where nothing waits."""
-        self._forget_the_abandoned()
-        if not self._present:
+        arrived_s = self._first_arrival_s()
+        if arrived_s is None:
             return None
-        due_s = self._arrivals[0][0] + self._longest_wait_s
+        due_s = arrived_s + self._longest_wait_s
         if self.waiting_crops < self._preferred and now_s < due_s:
             return WaitUntil(due_s)
         first = self._pop(self._largest, None)
@@ -78,16 +82,17 @@ class Batcher(Generic[S]):
     def _pop(self, most_crops: int, outputs: tuple[str, ...] | None) -> S | None:
         slice_ = self._queue.pop(most_crops, outputs)
         if slice_ is not None:
-            self._present.discard(id(slice_))
-            self.waiting_crops -= slice_.num_crops
+            self._left(slice_)
         return slice_
 
-    def _forget_the_abandoned(self) -> None:
+    def _left(self, slice_: S) -> None:
+        if self._arrivals.pop(id(slice_), None) is not None:
+            self.waiting_crops -= slice_.num_crops
+
+    def _first_arrival_s(self) -> float | None:
         while self._arrivals:
-            slice_ = self._arrivals[0][1]
-            if id(slice_) in self._present and not slice_.abandoned:
-                return
-            self._arrivals.popleft()
-            if id(slice_) in self._present:
-                self._present.discard(id(slice_))
-                self.waiting_crops -= slice_.num_crops
+            arrived_s, slice_ = next(iter(self._arrivals.values()))
+            if not slice_.abandoned:
+                return arrived_s
+            self.withdraw(slice_)
+        return None

@@ -73,9 +73,20 @@ class _Tenant(Generic[S]):
         if level[stream]:
             level.move_to_end(stream)
         else:
-            del level[stream]
-            if not level:
-                del self.levels[priority]
+            self._forget(priority, stream)
+
+    def withdraw(self, slice_: S) -> None:
+        waiting = self.levels.get(slice_.priority, OrderedDict()).get(slice_.stream)
+        if waiting is not None and slice_ in waiting:
+            waiting.remove(slice_)
+            if not waiting:
+                self._forget(slice_.priority, slice_.stream)
+
+    def _forget(self, priority: int, stream: str) -> None:
+        level = self.levels[priority]
+        del level[stream]
+        if not level:
+            del self.levels[priority]
 
 
 class FairQueue(Generic[S]):
@@ -94,6 +105,12 @@ class FairQueue(Generic[S]):
         if not tenant.levels:
             tenant.clock = max(tenant.clock, self._now)
         tenant.push(slice_)
+
+    def withdraw(self, slice_: S) -> None:
+        """Take an abandoned slice out now: its pixels must not lie here until its turn would have come."""
+        tenant = self._tenants.get(slice_.project)
+        if tenant is not None:
+            tenant.withdraw(slice_)
 
     def pop(self, most_crops: int, outputs: tuple[str, ...] | None = None) -> S | None:
         """Take the next slice, or None where none fits.

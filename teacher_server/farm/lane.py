@@ -129,7 +129,11 @@ class Lane:
             answer=asyncio.get_running_loop().create_future(),
         )
         self._queue(slice_)
-        return await slice_.answer
+        try:
+            return await slice_.answer
+        except asyncio.CancelledError:
+            self._batcher.withdraw(slice_)
+            raise
 
     async def close(self) -> None:
         """Stop pulling, fail what still waits, free the backend."""
@@ -138,8 +142,7 @@ class Lane:
             puller.cancel()
         await asyncio.gather(*self._pullers, return_exceptions=True)
         while self._batcher is not None and isinstance(batch := self._batcher.next_batch(float("inf")), TeacherBatch):
-            for slice_ in batch.slices:
-                _fail(slice_, NotReady(f"teacher {self.card.name!r} was closed"))
+            self._fail_closed(batch)
         await self.backend.close()
 
     def _queue(self, slice_: QueuedSlice) -> None:
@@ -197,8 +200,7 @@ class Lane:
             self._count_kill(batch, fault)
             await asyncio.sleep(PAUSE_AFTER_DEATH_S)
         except asyncio.CancelledError:
-            for slice_ in batch.slices:
-                _fail(slice_, NotReady(f"teacher {self.card.name!r} was closed"))
+            self._fail_closed(batch)
             raise
         except Exception as error:
             await self._isolate(batch, error)
@@ -216,7 +218,7 @@ class Lane:
             rows = slice(first, first + slice_.num_crops)
             first = rows.stop
             if not slice_.answer.done():
-                slice_.answer.set_result({name: values[rows] for name, values in outputs.items()})
+                slice_.answer.set_result({name: outputs[name][rows] for name in batch.outputs})
 
     def _count_kill(self, batch: TeacherBatch[QueuedSlice], fault: BackendDied) -> None:
         log.warning("backend of teacher %s died under %d crops: %s", self.card.name, batch.num_crops, fault)
@@ -235,8 +237,17 @@ class Lane:
             _fail(batch.slices[0], TeacherFailed(f"teacher {self.card.name!r} failed on this slice: {error}"))
             return
         middle = len(batch.slices) // 2
-        for half in (batch.slices[:middle], batch.slices[middle:]):
-            await self._serve(TeacherBatch(half, batch.outputs, sum(slice_.num_crops for slice_ in half)))
+        try:
+            for half in (batch.slices[:middle], batch.slices[middle:]):
+                if wanted := tuple(slice_ for slice_ in half if not slice_.abandoned):
+                    await self._serve(TeacherBatch(wanted, batch.outputs, sum(s.num_crops for s in wanted)))
+        except asyncio.CancelledError:
+            self._fail_closed(batch)
+            raise
+
+    def _fail_closed(self, batch: TeacherBatch[QueuedSlice]) -> None:
+        for slice_ in batch.slices:
+            _fail(slice_, NotReady(f"teacher {self.card.name!r} was closed"))
 
 
 def _check_rows(outputs: GraphOutputs, batch: TeacherBatch[QueuedSlice]) -> None:

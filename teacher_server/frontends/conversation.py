@@ -9,21 +9,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.crop import CropBatch
+from teacherfarm.crops.crop_codec import decode_crops
+from teacherfarm.protos.crop import CropBatch, CropFormat
 from teacherfarm.protos.faults import (
     BadMessage,
     GoingAway,
-    MalformedMessage,
     ServerFault,
     TeacherFarmFault,
     UnexpectedMessage,
-    UnreadableCrop,
-    WrongCropSize,
 )
 from teacherfarm.protos.wire import (
     Buffer,
@@ -158,7 +157,7 @@ class Conversation:
 
     async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
         try:
-            pixels = await _decode_pixels(session, slice_, payload)
+            pixels = await _decode(session.crop_format, slice_, payload)
             records = await self._gateway.label(
                 session, CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)
             )
@@ -201,24 +200,9 @@ class Conversation:
         self._send(encode_header(value), payload)
 
 
-async def _decode_pixels(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
-    crop_format = session.crop_format
-    if crop_format.codec == "jpeg":
-        return await asyncio.get_running_loop().run_in_executor(None, _decode_jpegs, session, slice_, payload)
-    expected = slice_.num_crops * crop_format.crop_bytes
-    if len(payload) != expected:
-        raise WrongCropSize(
-            f"{slice_.num_crops} raw crops {crop_format.describe()} take {expected} bytes, got {len(payload)}"
-        )
-    return np.frombuffer(payload, crop_format.number_type).reshape(slice_.num_crops, *crop_format.shape)
-
-
-def _decode_jpegs(session: Session, slice_: Slice, payload: Buffer) -> NDArray[Any]:
-    from teacherfarm.crops.crop_codec import decode_jpegs
-
-    if not slice_.crop_bytes or sum(slice_.crop_bytes) != len(payload):
-        raise MalformedMessage(f"jpeg crops whose lengths add up to {sum(slice_.crop_bytes)} in {len(payload)} bytes")
-    try:
-        return decode_jpegs(payload, slice_.crop_bytes, session.crop_format)
-    except UnreadableCrop as fault:
-        raise UnreadableCrop(f"row {slice_.first_row} and following: {fault}") from fault
+async def _decode(crop_format: CropFormat, slice_: Slice, payload: Buffer) -> NDArray[Any]:
+    if crop_format.codec == "raw":
+        return decode_crops(payload, slice_.num_crops, crop_format)
+    # JPEG images take a millisecond each.
+    decode = partial(decode_crops, payload, slice_.num_crops, crop_format, slice_.crop_bytes)
+    return await asyncio.get_running_loop().run_in_executor(None, decode)
