@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.cutting import decode, image_pixels, image_size
 from teacherfarm.protos.faults import UnreadableImage
+from teacherfarm.student.losses import NO_TARGET
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch.utils.data import Dataset
 
-NO_TARGET = -100
-"""The target of an image without one; torch's cross-entropy ignores it."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
