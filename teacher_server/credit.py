@@ -33,8 +33,9 @@ class Credit:
         self.taken_crops = max(self.taken_crops, min(taken_crops, self.answered_crops))
 
     def has_room(self, num_crops: int) -> bool:
-        """Whether that many more crops fit the window; an empty session always has room for one slice."""
-        return self.untaken_crops + num_crops <= self.window_crops
+        """Whether that many more crops fit the window and the memory; an empty session has room for one slice."""
+        crops = self.untaken_crops + num_crops
+        return crops <= self.slice_crops or (crops <= self.window_crops and self.pool.has_room(self, num_crops))
 
 
 class CreditPool:
@@ -68,6 +69,10 @@ class CreditPool:
     def close(self, credit: Credit) -> None:
         """The session is over; its share goes to the others."""
         self._open.discard(credit)
+
+    def has_room(self, credit: Credit, num_crops: int) -> bool:
+        """Whether the budget holds so many more crops: sessions may still fill the larger windows of earlier."""
+        return self.used_bytes + num_crops * credit.crop_bytes <= self._budget_bytes
 
     def window_crops(self, credit: Credit) -> int:
         """A session's window at this moment."""

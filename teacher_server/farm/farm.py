@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from teacherfarm.protos.faults import BadTeacher, NotReady, TeacherFarmFault, UnknownTeacher
+from teacherfarm.protos.faults import NotReady, TeacherFarmFault, UnknownTeacher
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import TeacherSummary
 from teacherfarm.teacher_server.backends.backend import Backend
@@ -84,7 +84,7 @@ class Farm:
             golden_file = self._teachers[name].golden_file
             try:
                 await lane.start(partial(check_golden_answers, lane.card, golden_file))
-            except BadTeacher as error:
+            except TeacherFarmFault as error:
                 self._faults[name] = error
             else:
                 self._metrics.ready.labels(name).set(1)
@@ -104,7 +104,8 @@ class Farm:
         if name not in self._teachers:
             raise UnknownTeacher(f"no teacher {name!r} here; served are: {known}")
         if name in self._faults:
-            raise self._faults[name]
+            # Raised again and again, one exception would gather tracebacks without end.
+            raise self._faults[name].with_traceback(None)
         lane = self._lanes[name]
         if lane.state != "ready":
             raise NotReady(f"teacher {name!r} is {lane.state}, not ready yet", retry_after_s=RETRY_AFTER_S)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.faults import BackendDied, NotReady, PoisonBatch, TeacherFailed, TeacherFarmFault
+from teacherfarm.protos.faults import BackendDied, BadTeacher, NotReady, PoisonBatch, TeacherFailed, TeacherFarmFault
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.teacher_server.backends.backend import Backend, GraphOutputs
 from teacherfarm.teacher_server.farm.batcher import Batcher, TeacherBatch, WaitUntil
@@ -100,6 +100,10 @@ class Lane:
         except TeacherFarmFault as fault:
             self.state, self.fault = "failed", fault
             raise
+        except Exception as error:
+            self.state = "failed"
+            self.fault = BadTeacher(f"teacher {self.card.name!r} cannot be run ({error}): export it again")
+            raise self.fault from error
         largest = self.backend.largest_batch
         self._batcher = Batcher(
             largest=largest,

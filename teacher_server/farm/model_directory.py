@@ -45,6 +45,14 @@ def read_model_directory(models: Path) -> list[ExportedTeacher]:
             f"{models} holds no exported teacher (a folder with {CARD_FILE}): "
             f"teacherfarm export efficientnet-lite0 --out {models}"
         )
+    by_name: dict[str, ExportedTeacher] = {}
+    for teacher in found:
+        other = by_name.setdefault(teacher.name, teacher)
+        if other is not teacher:
+            raise DamagedArtifact(
+                f"{other.folder} and {teacher.folder} both hold a teacher named {teacher.name!r}: remove one of them, "
+                "or export it under another --name"
+            )
     return found
 
 
@@ -55,7 +63,7 @@ def _read_teacher(folder: Path) -> ExportedTeacher:
         card = TeacherCard.from_json((folder / CARD_FILE).read_bytes())
     except FileNotFoundError:
         return ExportedTeacher(name=name, folder=folder, fault=DamagedArtifact(f"{folder} has no {CARD_FILE}: {again}"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return ExportedTeacher(
             name=name,
             folder=folder,
@@ -63,8 +71,8 @@ def _read_teacher(folder: Path) -> ExportedTeacher:
         )
     fault: BadTeacher | None = None
     model_file = folder / card.model_file
-    if not model_file.resolve().is_relative_to(folder.resolve()):
-        fault = DamagedArtifact(f"{folder / CARD_FILE} names a model outside its folder ({card.model_file}): {again}")
+    if "\0" in card.model_file or not model_file.resolve().is_relative_to(folder.resolve()):
+        fault = DamagedArtifact(f"{folder / CARD_FILE} names a model outside its folder ({card.model_file!r}): {again}")
     elif not model_file.is_file():
         fault = DamagedArtifact(f"{folder} lacks {card.model_file}, which its card names: {again}")
     elif not (folder / GOLDEN_FILE).is_file():
