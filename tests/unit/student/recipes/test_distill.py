@@ -1,0 +1,186 @@
+import argparse
+import csv
+import json
+import signal
+
+import pytest
+import torch
+
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.student.checkpoint import list_checkpoints
+from teacherfarm.student.recipes.distill import add_arguments, distill
+from teacherfarm.student.recipes.ranks import Ranks
+from tests.unit.student.image_folders import write_images
+from tests.unit.student.pattern_teacher import CLASSES, PatternTeacher
+
+torch.set_num_threads(1)
+ALONE = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "train", CLASSES, 8)
+    write_images(folder / "val", CLASSES, 3, seed=1)
+    return folder
+
+
+def options(data, out, *more):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    always = ["--teacher-address", "zmq://unused:1", "--student", "tests.unit.student.pattern_teacher:make_student"]
+    short = ["--workers", 0, "--batch-size", 8, "--epochs", 4, "--lr", 0.3, "--device", "cpu"]
+    return parser.parse_args(list(map(str, [data, "--out", out, *always, *short, *more])))
+
+
+def weights(out):
+    return torch.load(out / "student.pt")
+
+
+def test_a_student_learns_from_the_stream(data, tmp_path, capsys):
+    teacher = PatternTeacher()
+    assert (
+        distill(options(data, tmp_path, "--crops-per-image", 2, "--epochs", 8, "--lr-per", "step"), ALONE, teacher) == 0
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["top1"] > 0.9
+    assert result["agreement"] > 0.9
+    assert result["teacher_top1"] == 1
+    assert result["teacher_digest"] == "digest-of-patterns"
+    said = capsys.readouterr().out
+    assert "48 images to train on, 18 to evaluate; 6 of 6 classes" in said
+    assert "epoch 8/8  loss" in said
+    assert "-bound" in said
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # m = 2: three passes of two epochs, then two single-crop ones.
+    assert [int(row["epoch"]) for row in rows] == [2, 4, 6, 7, 8]
+    assert [int(row["steps"]) for row in rows] == [12, 24, 36, 42, 48]
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert teacher.untaken == 0
+    assert len(teacher.asked) == 3 * 96 + 2 * 48 + 18
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [
+            "--order",
+            "permute",
+            "--views",
+            50,
+            "--crops-per-image",
+            2,
+            "--ema",
+            0.9,
+            "--optimizer",
+            "adamw",
+            "--lr",
+            0.01,
+        ],
+        [
+            "--clip-norm",
+            1,
+            "--warmup-epochs",
+            1,
+            "--hard-weight",
+            0.3,
+            "--loss",
+            "kd-t2",
+            "--temperature",
+            4,
+            "--amp",
+            "bf16",
+        ],
+    ],
+)
+@pytest.mark.parametrize("stop_at", [8, 17])
+def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, capsys):
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert distill(options(data, undisturbed, *more), ALONE, PatternTeacher()) == 0
+
+    teacher = PatternTeacher()
+    submit, count = teacher.submit, 0
+
+    def submit_and_stop(crops, **arguments):
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return submit(crops, **arguments)
+
+    teacher.submit = submit_and_stop
+    assert distill(options(data, stopped, *more), ALONE, teacher) == 130
+    assert "--resume goes on from there" in capsys.readouterr().out
+    assert not (stopped / "student.pt").exists()
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, PatternTeacher()) == 0
+    torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
+    assert (stopped / "log.csv").read_text().count("\n") == (undisturbed / "log.csv").read_text().count("\n")
+    # Nothing left to do is fine, too.
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, PatternTeacher()) == 0
+
+
+def test_checkpoints_come_every_so_many_steps(data, tmp_path):
+    distill(options(data, tmp_path, "--epochs", 1, "--checkpoint-steps", 2, "--keep", 9), ALONE, PatternTeacher())
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{n:09}.pt" for n in (2, 4, 6)]
+
+
+def test_an_older_run_is_not_overwritten(data, tmp_path):
+    distill(options(data, tmp_path, "--epochs", 1), ALONE, PatternTeacher())
+    with pytest.raises(ValueError, match="holds an earlier run: --resume goes on with it"):
+        distill(options(data, tmp_path, "--epochs", 1), ALONE, PatternTeacher())
+    with pytest.raises(ValueError, match="epochs = 1, this run has 2"):
+        distill(options(data, tmp_path, "--epochs", 2, "--resume"), ALONE, PatternTeacher())
+
+
+def test_top_k_and_starved_crops(data, tmp_path):
+    teacher = PatternTeacher(spec=LabelSpec(top_k=3, temperature=2.0))
+    answer = teacher.answer
+
+    def half_answered(crops):
+        labels = answer(crops)
+        labels.weight[::2] = 0
+        return labels
+
+    teacher.answer = half_answered
+    more = ["--top-k", 3, "--temperature", 2, "--on-starved", "skip", "--hard-fallback", "--completion", "renorm"]
+    assert distill(options(data, tmp_path, *more), ALONE, teacher) == 0
+    with (tmp_path / "log.csv").open() as file:
+        assert [int(row["unanswered"]) for row in csv.DictReader(file)] == [24] * 4
+
+
+def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
+    write_images(tmp_path / "data" / "train", (*CLASSES[:3], "griffin"), 4)
+    write_images(tmp_path / "data" / "val", CLASSES[:2], 2)
+    (tmp_path / "data" / "train" / "ant" / "0000.png").write_bytes(b"no image")
+    assert distill(options(tmp_path / "data", tmp_path / "out", "--epochs", 1), ALONE, PatternTeacher()) == 0
+    assert "ant/0000.png" in caplog.text
+    with pytest.raises(ValueError, match=r"hard labels need every class.*griffin"):
+        distill(options(tmp_path / "data", tmp_path / "2", "--hard-weight", 0.5), ALONE, PatternTeacher())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--batch-size", 2, "--crops-per-image", 4], "must hold one image's 4, got 2"),
+        (["--hard-fallback"], "--on-starved skip only"),
+        (["--views", 100], "order 'fresh' never repeats a view"),
+        (["--val-folder", "test"], r"has no folder 'test' \(its folders are train, val\)"),
+        (["--student", "resnet18"], "expected torchvision:NAME"),
+        (["--lr", "1e30"], "the loss is .* try a lower --lr"),
+    ],
+)
+def test_mistakes_are_named(data, tmp_path, more, words):
+    with pytest.raises(ValueError, match=words):
+        distill(options(data, tmp_path / "out", "--epochs", 9, *more), ALONE, PatternTeacher())
+
+
+def test_help_teaches(capsys):
+    parser = argparse.ArgumentParser(prog="teacherfarm distill")
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "teacherfarm distill DATA --teacher-address zmq://127.0.0.1:7001 --student torchvision:resnet18" in said
+    assert "torchrun" in said
