@@ -89,6 +89,9 @@ class Conversation:
                 self._end(fault)
             else:
                 self._say(SliceFault(fault=fault))
+        except Exception:
+            log.exception("%r: undeclared error on a message", self)
+            self._end(ServerFault("an internal error of the server; its log has the details"))
 
     def refuse(self, fault: BadMessage) -> None:
         """End the session over a message that the front-end could not even take apart."""

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from teacherfarm.protos.faults import MalformedMessage
-from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, join, split
+from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, Buffer, join, split
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SERVICE = "teacherfarm.v1.TeacherFarm"
 HELLO_WITHIN_S = 15.0
 CLOSE_GRACE_S = 2.0
+SEND_HIGH_WATER = 4096
+"""Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
 
 
 class GrpcFrontend(grpc.GenericRpcHandler):
@@ -99,7 +101,15 @@ class GrpcFrontend(grpc.GenericRpcHandler):
 
     async def _stream_labels(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
-        conversation = self._converse(lambda header, payload: outgoing.put_nowait(join(header, payload)))
+
+        def send(header: bytes, payload: Buffer) -> None:
+            if outgoing.qsize() < SEND_HIGH_WATER:
+                outgoing.put_nowait(join(header, payload))
+            else:
+                # The peer takes nothing: its stream ends once it has taken what waits, and its student resends.
+                reader.cancel()
+
+        conversation = self._converse(send)
         self._outgoing[conversation] = outgoing
         reader = asyncio.create_task(_read(context, conversation, outgoing), name="grpc reader")
         try:
@@ -115,7 +125,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         conversation = self._converse(lambda header, payload: answers.append(join(header, payload)))
         _feed(conversation, message)
         conversation.close()
-        return answers[0]
+        return answers[0] if answers else b""
 
 
 async def _read(
