@@ -155,7 +155,11 @@ def main(options: argparse.Namespace) -> int:
     except BadTeacher as fault:
         print(f"\nteacherfarm export: {fault}", file=sys.stderr)
         return 1
-    except (ValueError, FileExistsError) as error:
+    except ModuleNotFoundError as error:
+        needs = 'pip install "teacherfarm[export]" brings what export itself needs'
+        print(f"\nteacherfarm export: {error.name} is not installed; {needs}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
         print(f"\nteacherfarm export: {error}", file=sys.stderr)
         return 2
     outputs = ", ".join(card.graph_outputs)

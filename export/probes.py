@@ -111,8 +111,11 @@ def _cut_photographs(paths: Sequence[Path], rendering: Rendering, count: int) ->
     draw = np.random.default_rng(20)
     photographs = []
     for path in paths[:count]:
-        with Image.open(path) as image:
-            photographs.append(np.asarray(image.convert("RGB")))
+        try:
+            with Image.open(path) as image:
+                photographs.append(np.asarray(image.convert("RGB")))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read as an image ({error}): take it out of the folder") from error
     crops = []
     for number in range(count):
         photograph = photographs[number % len(photographs)]

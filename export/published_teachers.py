@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,10 @@ def torchvision_teacher(name: str, weights: WeightsChoice, num_classes: int | No
     if not weights.pretrained and name in ("googlenet", "inception_v3"):
         # Their published weights expect the module to undo the preset's normalisation.
         keywords |= {"transform_input": True, "init_weights": False}
-    module = torchvision.models.get_model(name, weights=published_weights if weights.pretrained else None, **keywords)
+    with _fetching(weights):
+        module = torchvision.models.get_model(
+            name, weights=published_weights if weights.pretrained else None, **keywords
+        )
     if weights.file is not None:
         load_weights(module, weights.file)
     size = preset.crop_size[0]
@@ -131,7 +134,8 @@ def timm_teacher(name: str, weights: WeightsChoice, num_classes: int | None, siz
     keywords: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if size is not None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         keywords["img_size"] = size
-    module = timm.create_model(name, pretrained=weights.pretrained, **keywords)
+    with _fetching(weights):
+        module = timm.create_model(name, pretrained=weights.pretrained, **keywords)
     if weights.file is not None:
         load_weights(module, weights.file)
     fed = resolve_model_data_config(module)
@@ -163,6 +167,20 @@ def timm_teacher(name: str, weights: WeightsChoice, num_classes: int | None, siz
         grid=tuple(getattr(patches, "grid_size", None) or ()),
         map_layout="NHWC" if getattr(module, "output_fmt", "NCHW") == "NHWC" else "NCHW",
     )
+
+
+@contextlib.contextmanager
+def _fetching(weights: WeightsChoice) -> Iterator[None]:
+    """Says what to do when published weights do not come: no network, a hub that is offline, no such weights."""
+    try:
+        yield
+    except Exception as error:
+        if not weights.pretrained:
+            raise
+        raise ValueError(
+            f"--pretrained: the published weights did not come ({type(error).__name__}: {error}). Fetch them "
+            "where there is a network, and give the file by --weights FILE"
+        ) from error
 
 
 def _timm_classes(module: nn.Module) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Knows names of sources and weight files; builds no graph and writes nothing.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import os
@@ -127,7 +128,7 @@ def load_teacher(
     size: tuple[int, int] | None = None,
     missing: dict[str, Any] | None = None,
 ) -> Teacher:
-    """The teacher of a source, in eval mode and with its weights.
+    """The teacher of a source, with its weights, in eval mode, float32, on the CPU.
 
     ``num_classes`` and ``size`` (height, width): what to build where the source lets one choose. ``missing``:
     settings for a bare ``nn.Module``, which publishes nothing about itself. Raises ValueError with what to do
@@ -136,7 +137,8 @@ def load_teacher(
     from teacherfarm.export import published_teachers as published
 
     if isinstance(source, Teacher):
-        teacher = source
+        # A copy: the caller may go on training what is frozen here.
+        teacher = dataclasses.replace(source, module=copy.deepcopy(source.module))
         if weights.file is not None:
             teacher = _with_weights(teacher, weights.file)
     elif source in published.READY_BY_NAME:
@@ -157,7 +159,7 @@ def load_teacher(
             teacher = _with_weights(teacher, weights.file)
     else:
         raise ValueError(f"unknown source {source!r}. Known: {describe_known_sources()}")
-    teacher.module.eval().requires_grad_(False)
+    teacher.module.cpu().float().eval().requires_grad_(False)
     return teacher
 
 

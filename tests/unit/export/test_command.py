@@ -51,6 +51,19 @@ def test_a_wrong_argument_exits_with_2_and_says_what_to_do(tmp_path, capsys):
     assert "--weights FILE" in capsys.readouterr().err
 
 
+def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(parse("tests.tiny_teacher:make", "--out", tmp_path / "models")) == 2
+    assert 'onnxruntime is not installed; pip install "teacherfarm[export]"' in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_unreadable_photograph_is_named(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert main(parse("tests.tiny_teacher:make", "--out", tmp_path / "models", "--images", tmp_path)) == 2
+    assert f"{tmp_path / 'broken.png'} cannot be read as an image" in capsys.readouterr().err
+
+
 def test_the_help_shows_examples(capsys):
     with pytest.raises(SystemExit):
         parse("--help")

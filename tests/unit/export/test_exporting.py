@@ -92,6 +92,12 @@ def test_the_same_teacher_has_the_same_digest_in_any_process(tiny_models, tmp_pa
     assert printed.stdout.strip() == card.teacher_digest
 
 
+def test_the_file_tells_nothing_of_the_machine_that_made_it(tiny_models):
+    model = (tiny_models / "tiny" / "1" / "model.onnx").read_bytes()
+    assert b"stack_trace" not in model
+    assert b".py" not in model
+
+
 def test_other_weights_or_statistics_have_another_digest(tiny_models, tmp_path):
     digest = TeacherCard.from_json((tiny_models / "tiny" / "card.json").read_bytes()).teacher_digest
     assert export_teacher("tests.tiny_teacher:make_other", tmp_path, name="weights").teacher_digest != digest

@@ -129,6 +129,15 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
         load_weights(tiny_teacher.tiny_net(), tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize(("taken", "added"), [("head.bias", None), (None, "extra.weight")])
+def test_one_key_too_few_or_too_many_is_enough(tmp_path, taken, added):
+    tensors = tiny_teacher.tiny_net().state_dict()
+    tensors.pop(taken, None)
+    save_file(tensors if added is None else tensors | {added: torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=str(taken or added)):
+        load_weights(tiny_teacher.tiny_net(), tmp_path / "weights.safetensors")
+
+
 def test_weights_with_code_inside_are_not_run(tmp_path):
     torch.save(tiny_teacher.tiny_net(), tmp_path / "whole.pth")
     with pytest.raises(ValueError, match="pickled modules are not loaded because they run code"):
@@ -142,3 +151,25 @@ def test_weight_files_that_cannot_be_read(tmp_path, name, complaint):
     (tmp_path / "cut.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
     with pytest.raises(ValueError, match=complaint):
         load_weights(tiny_teacher.tiny_net(), tmp_path / name)
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:test_vit"])
+def test_published_weights_that_do_not_come(source, monkeypatch):
+    def refuse(*_arguments, **_keywords):
+        raise OSError("the network is down")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(ValueError, match=r"the network is down.*--weights FILE"):
+        load_teacher(source, weights=WeightsChoice(pretrained=True))
+
+
+def test_the_callers_module_stays_trainable():
+    mine = tiny_teacher.make()
+    mine.module.train()
+    taken = load_teacher(mine, weights=NONE)
+    assert mine.module.training
+    assert all(parameter.requires_grad for parameter in mine.module.parameters())
+    assert not any(parameter.requires_grad for parameter in taken.module.parameters())
