@@ -4,8 +4,9 @@
 """
 
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
+from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.blocking import LabelFuture, TeacherClient
-from teacherfarm.student.client import AsyncTeacherClient, ClientStats
+from teacherfarm.student.client import AsyncTeacherClient
 from teacherfarm.student.settings import Timeouts
 
 __all__ = ["AsyncTeacherClient", "ClientStats", "LabelFuture", "LabelSpec", "SoftLabels", "TeacherClient", "Timeouts"]

@@ -17,7 +17,8 @@ from teacherfarm.protos.crop import Codec, CropBatch
 from teacherfarm.protos.faults import SessionLost, WindowFull
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.client import AsyncTeacherClient, ClientStats, OpenTransport
+from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.client import AsyncTeacherClient, OpenTransport
 from teacherfarm.student.settings import OnStarved, Timeouts
 from teacherfarm.student.transports.connect import open_transport
 

@@ -11,9 +11,8 @@ import itertools
 import logging
 import random
 import socket as host
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.protos.crop import Codec, CropBatch, pixel_keys
 from teacherfarm.protos.faults import (
-    DigestMismatch,
     MalformedMessage,
     SessionLost,
     Starved,
@@ -41,11 +39,13 @@ from teacherfarm.protos.wire import (
     Slice,
     SliceFault,
     SliceLabels,
-    Welcome,
     decode_header,
     encode_header,
 )
+from teacherfarm.student.accounts import ClientStats, Room
 from teacherfarm.student.batch import Delivery, PendingBatch
+from teacherfarm.student.handshake import shake_hands
+from teacherfarm.student.ledger import Ledger, PendingSlice
 from teacherfarm.student.retry import Backoff
 from teacherfarm.student.settings import WINDOW_CROPS, Address, OnStarved, Timeouts, parse_addresses, preference
 from teacherfarm.student.transports.connect import open_transport
@@ -57,46 +57,6 @@ PING_INTERVAL_S = 5.0
 STARVATION_CHECK_S = 0.1
 OpenTransport = Callable[[Address, Timeouts, str], Transport]
 """A transport for one session with an address, and the teacher's name for those that have no server to tell it to."""
-
-
-@dataclass(kw_only=True)
-class ClientStats:
-    """What a client has seen so far. Crops ``asked`` = answered + starved + failed + still pending."""
-
-    crops_asked: int = 0
-    crops_answered: int = 0
-    crops_starved: int = 0
-    crops_failed: int = 0
-    crops_resent: int = 0
-    late_answers: int = 0
-    sessions: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-class Room:
-    """Crops that may still be submitted: given at submit, taken back when the labels were collected."""
-
-    def __init__(self, window_crops: int) -> None:
-        if window_crops < 1:
-            raise ValueError(f"window must be at least 1 crop, got {window_crops}")
-        self.window_crops = window_crops
-        self.used_crops = 0
-
-    @property
-    def free_crops(self) -> int:
-        return max(0, self.window_crops - self.used_crops)
-
-    def take(self, num_crops: int) -> bool:
-        """Whether there was room; a batch larger than the whole window gets in alone."""
-        if self.used_crops and self.used_crops + num_crops > self.window_crops:
-            return False
-        self.used_crops += num_crops
-        return True
-
-    def give_back(self, num_crops: int) -> None:
-        """The labels of so many crops were collected, or nobody wants them."""
-        self.used_crops -= num_crops
 
 
 class AsyncTeacherClient:
@@ -144,10 +104,7 @@ class AsyncTeacherClient:
         self._spec = self._asked_spec
         self._record_dtype: np.dtype[np.void] | None = None
         self._ids = itertools.count(1)
-        self._batches: dict[int, PendingBatch] = {}
-        self._unsent: deque[tuple[PendingBatch, int, int]] = deque()
-        self._sent: dict[tuple[int, int], tuple[PendingBatch, int]] = {}
-        self._sent_crops = 0
+        self._ledger = Ledger()
         self._taken_crops = 0
         self._transport: Transport | None = None
         self._going_away = False
@@ -164,8 +121,8 @@ class AsyncTeacherClient:
     def __repr__(self) -> str:
         state = "failed" if self._fatal else "connected" if self._transport else "not connected"
         return (
-            f"<AsyncTeacherClient {self._teacher or '(only teacher)'} {state}, {len(self._batches)} batches pending, "
-            f"{self._sent_crops} of {self._window_crops} crops in flight, {self.stats.sessions} session(s)>"
+            f"<AsyncTeacherClient {self._teacher or '(only teacher)'} {state}, {len(self._ledger)} batches pending, "
+            f"{self._ledger.sent_crops} of {self._window_crops} crops in flight, {self.stats.sessions} session(s)>"
         )
 
     @property
@@ -183,7 +140,7 @@ class AsyncTeacherClient:
     @property
     def num_pending(self) -> int:
         """Batches without a complete answer."""
-        return len(self._batches)
+        return len(self._ledger)
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -240,7 +197,7 @@ class AsyncTeacherClient:
         if self._fatal is not None:
             self._fail(batch, self._fatal)
             return
-        self._batches[batch.id] = batch
+        self._ledger.open(batch)
         if self._codec == "raw":
             self._queue(batch)
         else:
@@ -253,13 +210,12 @@ class AsyncTeacherClient:
         try:
             await asyncio.get_running_loop().run_in_executor(None, batch.encode, crop_format)
         except Exception as error:
-            self._batches.pop(batch.id, None)
             self._fail(batch, error)
         else:
             self._queue(batch)
 
     def _queue(self, batch: PendingBatch) -> None:
-        self._unsent.append((batch, 0, len(batch.pixels)))
+        self._ledger.queue(batch)
         self._pump()
 
     async def close(self) -> None:
@@ -292,7 +248,7 @@ class AsyncTeacherClient:
                     if self._card is None:
                         self._give_up_connecting_after(fault)
                 finally:
-                    self._requeue_unanswered()
+                    self.stats.crops_resent += self._ledger.session_died()
                     await self._drop_transport()
                 await asyncio.sleep(delay_s)
         except asyncio.CancelledError:
@@ -303,39 +259,17 @@ class AsyncTeacherClient:
                 raise
 
     async def _open_session(self, address: Address) -> None:
-        self._transport = transport = self._open_transport(address, self.timeouts, self._teacher)
-        try:
-            async with asyncio.timeout(self.timeouts.connect_s):
-                await transport.open()
-                hello = Hello(
-                    teacher=self._teacher,
-                    spec=self._asked_spec,
-                    codec=self._codec,
-                    api_key=self._api_key,
-                    expected_teacher_digest=self._expected_teacher,
-                    expected_artifact_digest=self._expected_artifact,
-                    student=host.gethostname(),
-                )
-                transport.send(encode_header(hello))
-                header, payload = await transport.receive()
-        except TimeoutError as error:
-            raise SessionLost(f"{address} did not answer within {self.timeouts.connect_s:g} s") from error
-        match decode_header(header):
-            case Welcome() as welcome:
-                self._greet(welcome, payload)
-            case SliceFault(fault=fault):
-                raise fault
-            case other:
-                raise UnexpectedMessage(f"{address} answered Hello with {type(other).__name__}")
-
-    def _greet(self, welcome: Welcome, payload: Buffer) -> None:
-        try:
-            card = TeacherCard.from_json(bytes(payload))
-        except ValueError as error:
-            raise MalformedMessage(f"the server's card: {error}") from error
-        pinned = self._expected_teacher
-        if pinned and not card.teacher_digest.startswith(pinned):
-            raise DigestMismatch(f"the server sent teacher {card.teacher_digest}, pinned is {pinned}")
+        self._transport = self._open_transport(address, self.timeouts, self._teacher)
+        hello = Hello(
+            teacher=self._teacher,
+            spec=self._asked_spec,
+            codec=self._codec,
+            api_key=self._api_key,
+            expected_teacher_digest=self._expected_teacher,
+            expected_artifact_digest=self._expected_artifact,
+            student=host.gethostname(),
+        )
+        welcome, card = await shake_hands(self._transport, hello, within_s=self.timeouts.connect_s)
         self._expected_teacher, self._expected_artifact = card.teacher_digest, welcome.artifact_digest
         self._card, self._spec = card, self._asked_spec.resolve(card)
         self._record_dtype = self._spec.record_dtype(card)
@@ -361,55 +295,35 @@ class AsyncTeacherClient:
         if transport is not None:
             await transport.close()
 
-    def _requeue_unanswered(self) -> None:
-        """Everything that the dead session left unanswered goes first again, in the order asked."""
-        left = sorted(self._sent.items(), key=lambda item: item[0], reverse=True)
-        self._sent.clear()
-        self._sent_crops = 0
-        for (_, first), (batch, num_crops) in left:
-            if not batch.given_up:
-                self._unsent.appendleft((batch, first, num_crops))
-                self.stats.crops_resent += num_crops
-
     # Sending
 
     def _pump(self) -> None:
         """Send what fits the window."""
-        while self._unsent and self._transport is not None and self._slice_crops and not self._going_away:
-            batch, first, num_crops = self._unsent[0]
-            if batch.given_up:
-                self._unsent.popleft()
-                continue
-            fits = min(num_crops, self._slice_crops)
-            if self._sent_crops and self._sent_crops + fits > self._window_crops:
+        transport = self._transport
+        while transport is not None and self._slice_crops and not self._going_away:
+            slice_ = self._ledger.next_to_send(window_crops=self._window_crops, slice_crops=self._slice_crops)
+            if slice_ is None:
                 return
-            self._unsent.popleft()
-            if fits < num_crops:
-                self._unsent.appendleft((batch, first + fits, num_crops - fits))
-            self._send_slice(self._transport, batch, first, fits)
-
-    def _send_slice(self, transport: Transport, batch: PendingBatch, first: int, num_crops: int) -> None:
-        header = Slice(
-            batch_id=batch.id,
-            first_row=first,
-            num_crops=num_crops,
-            taken_crops=self._taken_crops,
-            keys=batch.keys(first, num_crops),
-            crop_bytes=batch.crop_bytes(first, num_crops),
-            priority=batch.priority,
-        )
-        payload = batch.payload(first, num_crops)
-        self._sent[batch.id, first] = (batch, num_crops)
-        self._sent_crops += num_crops
-        self.stats.bytes_sent += len(payload)
-        transport.send(encode_header(header), payload)
+            batch, first, num_crops = slice_.batch, slice_.first, slice_.num_crops
+            header = Slice(
+                batch_id=batch.id,
+                first_row=first,
+                num_crops=num_crops,
+                taken_crops=self._taken_crops,
+                keys=batch.keys(first, num_crops),
+                crop_bytes=batch.crop_bytes(first, num_crops),
+                priority=batch.priority,
+            )
+            payload = batch.payload(first, num_crops)
+            self.stats.bytes_sent += len(payload)
+            transport.send(encode_header(header), payload)
 
     # Receiving
 
     async def _receive_all(self) -> None:
         assert self._transport is not None
         transport = self._transport
-        while not (self._going_away and not self._sent):
+        while self._ledger.awaits_answers or not self._going_away:
             header, payload = await transport.receive()
             match decode_header(header):
                 case SliceLabels() as labels:
@@ -430,12 +344,11 @@ class AsyncTeacherClient:
         assert self._record_dtype is not None
         self.stats.bytes_received += len(payload)
         self._window_crops = labels.window_crops or self._window_crops
-        found = self._sent.pop((labels.batch_id, labels.first_row), None)
-        if found is None:
+        slice_ = self._ledger.answered(labels.batch_id, labels.first_row)
+        if slice_ is None:
             self.stats.late_answers += 1
             return
-        batch, num_crops = found
-        self._sent_crops -= num_crops
+        batch, num_crops = slice_.batch, slice_.num_crops
         self._taken_crops += num_crops
         if labels.num_crops != num_crops or len(payload) != num_crops * self._record_dtype.itemsize:
             raise MalformedMessage(
@@ -444,11 +357,11 @@ class AsyncTeacherClient:
             )
         if batch.given_up:
             self.stats.late_answers += 1
-            self._batches.pop(batch.id, None)
+            self._ledger.close(batch)
             return
         batch.fill(labels.first_row, np.frombuffer(payload, self._record_dtype))
         if not batch.missing_crops:
-            del self._batches[batch.id]
+            self._ledger.close(batch)
             self.stats.crops_answered += len(batch.pixels)
             batch.deliver(self._spec, self.card)
 
@@ -457,23 +370,19 @@ class AsyncTeacherClient:
         if not answer.num_crops:
             raise fault
         self._window_crops = answer.window_crops or self._window_crops
-        found = self._sent.pop((answer.batch_id, answer.first_row), None)
-        if found is None:
+        slice_ = self._ledger.answered(answer.batch_id, answer.first_row)
+        if slice_ is None:
             return
-        batch, num_crops = found
-        self._sent_crops -= num_crops
         if fault.retry == "never":
-            self._batches.pop(batch.id, None)
-            self._fail(batch, fault)
+            self._fail(slice_.batch, fault)
         elif isinstance(fault, SessionLost):
             self._going_away = True
-            self._unsent.appendleft((batch, answer.first_row, num_crops))
+            self._ledger.send_again(slice_)
         else:
-            again = (batch, answer.first_row, num_crops)
-            asyncio.get_running_loop().call_later(max(fault.retry_after_s, 0.01), self._send_again, again)
+            asyncio.get_running_loop().call_later(max(fault.retry_after_s, 0.01), self._send_again, slice_)
 
-    def _send_again(self, again: tuple[PendingBatch, int, int]) -> None:
-        self._unsent.appendleft(again)
+    def _send_again(self, slice_: PendingSlice) -> None:
+        self._ledger.send_again(slice_)
         self._pump()
 
     # Deadlines and ends
@@ -488,7 +397,7 @@ class AsyncTeacherClient:
             if now_s - pinged_s > PING_INTERVAL_S and self._transport is not None and self._slice_crops:
                 pinged_s = now_s
                 self._transport.send(encode_header(Ping(taken_crops=self._taken_crops)))
-            starved = self._starved(now_s)
+            starved = self._ledger.asked_before(now_s - self.timeouts.answer_s)
             if starved and self._on_starved == "wait":
                 if now_s - warned_s > self.timeouts.answer_s:
                     warned_s = now_s
@@ -497,13 +406,8 @@ class AsyncTeacherClient:
             for batch in starved:
                 self._starve(batch, now_s)
 
-    def _starved(self, now_s: float) -> list[PendingBatch]:
-        due_s = now_s - self.timeouts.answer_s
-        # Batches are in the order asked, so the first that is not due ends the search.
-        return list(itertools.takewhile(lambda batch: batch.asked_s < due_s, self._batches.values()))
-
     def _starve(self, batch: PendingBatch, now_s: float) -> None:
-        del self._batches[batch.id]
+        self._ledger.close(batch)
         self.stats.crops_starved += batch.missing_crops
         self.stats.crops_answered += len(batch.pixels) - batch.missing_crops
         if self._on_starved == "skip" and self._card is not None:
@@ -519,17 +423,15 @@ class AsyncTeacherClient:
             )
 
     def _fail(self, batch: PendingBatch, fault: BaseException) -> None:
+        self._ledger.close(batch)
         self.stats.crops_failed += len(batch.pixels)
         batch.fail(fault)
 
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
-        for batch in self._batches.values():
+        for batch in self._ledger.close_all():
             self._fail(batch, error)
-        self._batches.clear()
-        self._unsent.clear()
-        self._sent.clear()
         if self._connected is not None and not self._connected.done():
             self._connected.set_exception(error)
             # Whoever awaits connect() gets it; nobody need.
