@@ -1,0 +1,42 @@
+"""Runs an asynchronous test: on a loop of its own, within a time, and failing on errors that nobody awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+TEST_S = 30.0
+
+
+def on_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """The coroutine function as an ordinary test; its fixtures stay its arguments."""
+
+    @functools.wraps(scenario)
+    def test(*arguments: Any, **fixtures: Any) -> None:
+        unheard: list[dict[str, Any]] = []
+
+        async def bounded() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+            async with asyncio.timeout(TEST_S):
+                await scenario(*arguments, **fixtures)
+            gc.collect()
+
+        asyncio.run(bounded())
+        assert not unheard, unheard
+
+    return test
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Give everything else turns until ``condition`` holds; the test's own time bounds it."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def settled(turns: int = 20) -> None:
+    """Let everything run that can run without anything new from outside."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
