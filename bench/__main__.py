@@ -1,0 +1,42 @@
+"""``python -m bench NAME``: a table for people and one JSON line last."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+BENCHMARKS = {
+    "service": "labels/s through the running server with EfficientNet-Lite0, over a bare ONNX Runtime loop",
+    "wire": "crops/s through a server that computes nothing, over bare ZeroMQ and gRPC loops",
+    "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 after a benchmark; 2 and the list of them without a name."""
+    listed = "\n".join(f"  {name:8} {about}" for name, about in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=f"{__doc__}\n\nbenchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", choices=list(BENCHMARKS), help="which one (see above)")
+    parser.add_argument("--seconds", type=float, help="about how long to measure")
+    parser.add_argument("--models", help="service: where the exported teacher is or is put (default: a cache folder)")
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.print_help()
+        return 2
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error(f"--seconds must be positive, got {options.seconds:g}")
+    if options.models is not None and options.name != "service":
+        parser.error(f"--models belongs to service: {options.name} loads no model")
+    benchmark = importlib.import_module(f"bench.{options.name}")
+    chosen = {"models": options.models} if options.models is not None else {}
+    benchmark.run(options.seconds or benchmark.DEFAULT_SECONDS, **chosen)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""A whole teacherfarm server whose teacher is no model: it answers zeros, at once or at a given pace. For wire and stall."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from teacherfarm.protos.allocator import keep_large_buffers
+from teacherfarm.protos.crop import CropFormat, Rendering
+from teacherfarm.protos.teacher_card import GOLDEN_FILE, TeacherCard
+from teacherfarm.teacher_server.backends.scripted_backend import ScriptedBackend
+from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher
+from teacherfarm.teacher_server.server import Server
+from teacherfarm.teacher_server.settings import ServerSettings
+
+TEACHER = "simulated"
+SIZE = 224
+NUM_CLASSES = 1000
+
+
+def make_card() -> TeacherCard:
+    """A classifier of 224 px crops into 1000 classes, as it would stand on disk."""
+    return TeacherCard(
+        name=TEACHER,
+        teacher_digest="0" * 64,
+        artifact_digest="0" * 64,
+        model_file="none",
+        crop_format=CropFormat(height=SIZE, width=SIZE),
+        rendering=Rendering(height=SIZE, width=SIZE),
+        num_classes=NUM_CLASSES,
+        activation="softmax",
+        features=(),
+    )
+
+
+def make_server(folder: Path, *, largest_batch: int, crops_per_second: float) -> Server:
+    """A server on free ports of this machine; ``crops_per_second`` 0 answers at once. ``folder`` takes a golden file."""
+    card = make_card()
+    # Zeros for log-probabilities are the even distribution.
+    even = np.full((1, NUM_CLASSES), 1 / NUM_CLASSES, np.float32)
+    np.savez(folder / GOLDEN_FILE, crops=np.zeros((1, SIZE, SIZE, 3), np.uint8), probabilities=even)
+    return Server(
+        ServerSettings(grpc="127.0.0.1:0", zmq="127.0.0.1:0", http="off"),
+        make_backend=lambda _, card: ScriptedBackend(
+            card,
+            seconds_per_crop=1 / crops_per_second if crops_per_second else 0.0,
+            largest_batch=largest_batch,
+        ),
+        teachers=[ExportedTeacher(name=TEACHER, folder=folder, card=card)],
+    )
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scripted_farm", description=__doc__)
+    parser.add_argument("--largest-batch", type=int, required=True)
+    parser.add_argument("--crops-per-second", type=float, default=0.0, help="the teacher's pace (0: answers at once)")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    keep_large_buffers()
+    with tempfile.TemporaryDirectory() as folder:
+        server = make_server(
+            Path(folder), largest_batch=options.largest_batch, crops_per_second=options.crops_per_second
+        )
+        asyncio.run(server.run_until_signalled(lambda ready: print("ready", *ready.addresses(), flush=True)))
+
+
+if __name__ == "__main__":
+    main()
