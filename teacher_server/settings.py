@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         for name in ("threads", "max_batch", "max_wait_ms", "drain_s"):
-            if getattr(self, name) < 0:
+            # Also false for NaN.
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("preferred_batch", "memory_mb", "window", "max_sessions", "payload_kib"):
             if getattr(self, name) < 1:
@@ -71,7 +73,10 @@ class ServerSettings:
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "[::1]"
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
