@@ -21,32 +21,21 @@ from numpy.typing import NDArray
 from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.protos.crop import Codec, CropBatch, pixel_keys
 from teacherfarm.protos.faults import (
-    MalformedMessage,
     SessionLost,
     Starved,
     TeacherFarmFault,
-    UnexpectedMessage,
 )
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import (
-    Buffer,
-    GoAway,
-    Goodbye,
     Hello,
-    Ping,
-    Pong,
-    Slice,
-    SliceFault,
-    SliceLabels,
-    decode_header,
-    encode_header,
 )
 from teacherfarm.student.accounts import ClientStats, Room
 from teacherfarm.student.batch import Delivery, PendingBatch
 from teacherfarm.student.handshake import shake_hands
-from teacherfarm.student.ledger import Ledger, PendingSlice
+from teacherfarm.student.ledger import Ledger
 from teacherfarm.student.retry import Backoff
+from teacherfarm.student.session import Session
 from teacherfarm.student.settings import WINDOW_CROPS, Address, OnStarved, Timeouts, parse_addresses, preference
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
@@ -102,14 +91,9 @@ class AsyncTeacherClient:
         self._expected_artifact = ""
         self._card: TeacherCard | None = None
         self._spec = self._asked_spec
-        self._record_dtype: np.dtype[np.void] | None = None
         self._ids = itertools.count(1)
         self._ledger = Ledger()
-        self._taken_crops = 0
-        self._transport: Transport | None = None
-        self._going_away = False
-        self._window_crops = 0
-        self._slice_crops = 0
+        self._session: Session | None = None
         self._fatal: BaseException | None = None
         self._connected: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,10 +103,10 @@ class AsyncTeacherClient:
         self._first_failure_s = 0.0
 
     def __repr__(self) -> str:
-        state = "failed" if self._fatal else "connected" if self._transport else "not connected"
+        state = "failed" if self._fatal else "connected" if self._session else "not connected"
         return (
             f"<AsyncTeacherClient {self._teacher or '(only teacher)'} {state}, {len(self._ledger)} batches pending, "
-            f"{self._ledger.sent_crops} of {self._window_crops} crops in flight, {self.stats.sessions} session(s)>"
+            f"{self._ledger.sent_crops} crops in flight, {self.stats.sessions} session(s)>"
         )
 
     @property
@@ -216,12 +200,13 @@ class AsyncTeacherClient:
 
     def _queue(self, batch: PendingBatch) -> None:
         self._ledger.queue(batch)
-        self._pump()
+        if self._session is not None:
+            self._session.pump()
 
     async def close(self) -> None:
         """End the session. Batches still pending get SessionLost."""
-        if self._transport is not None:
-            self._transport.send(encode_header(Goodbye()))
+        if self._session is not None:
+            self._session.say_goodbye()
         tasks = [*self._tasks, *self._encoding]
         for task in tasks:
             task.cancel()
@@ -235,11 +220,12 @@ class AsyncTeacherClient:
         """One session after the other, until closed or refused for good."""
         try:
             for address in itertools.cycle(self._addresses):
+                transport = self._open_transport(address, self.timeouts, self._teacher)
                 try:
-                    await self._open_session(address)
+                    self._session = await self._greet(transport)
                     self._backoff.succeeded()
                     self._set_connected()
-                    await self._receive_all()
+                    await self._session.run()
                 except TeacherFarmFault as fault:
                     if fault.retry == "never":
                         raise
@@ -248,8 +234,9 @@ class AsyncTeacherClient:
                     if self._card is None:
                         self._give_up_connecting_after(fault)
                 finally:
+                    self._session = None
                     self.stats.crops_resent += self._ledger.session_died()
-                    await self._drop_transport()
+                    await transport.close()
                 await asyncio.sleep(delay_s)
         except asyncio.CancelledError:
             raise
@@ -258,8 +245,7 @@ class AsyncTeacherClient:
             if not isinstance(error, TeacherFarmFault | RuntimeError | ValueError):
                 raise
 
-    async def _open_session(self, address: Address) -> None:
-        self._transport = self._open_transport(address, self.timeouts, self._teacher)
+    async def _greet(self, transport: Transport) -> Session:
         hello = Hello(
             teacher=self._teacher,
             spec=self._asked_spec,
@@ -269,14 +255,11 @@ class AsyncTeacherClient:
             expected_artifact_digest=self._expected_artifact,
             student=host.gethostname(),
         )
-        welcome, card = await shake_hands(self._transport, hello, within_s=self.timeouts.connect_s)
+        welcome, card = await shake_hands(transport, hello, within_s=self.timeouts.connect_s)
         self._expected_teacher, self._expected_artifact = card.teacher_digest, welcome.artifact_digest
         self._card, self._spec = card, self._asked_spec.resolve(card)
-        self._record_dtype = self._spec.record_dtype(card)
-        self._window_crops, self._slice_crops = welcome.window_crops, max(1, welcome.slice_crops)
-        self._going_away, self._taken_crops = False, 0
         self.stats.sessions += 1
-        self._pump()
+        return Session(transport, welcome, card, self._spec, ledger=self._ledger, stats=self.stats)
 
     def _give_up_connecting_after(self, fault: TeacherFarmFault) -> None:
         """Before the first Welcome a wrong address is likelier than a bad moment: stop after ``connect_s``."""
@@ -290,101 +273,6 @@ class AsyncTeacherClient:
         if self._connected is not None and not self._connected.done():
             self._connected.set_result(None)
 
-    async def _drop_transport(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
-
-    # Sending
-
-    def _pump(self) -> None:
-        """Send what fits the window."""
-        transport = self._transport
-        while transport is not None and self._slice_crops and not self._going_away:
-            slice_ = self._ledger.next_to_send(window_crops=self._window_crops, slice_crops=self._slice_crops)
-            if slice_ is None:
-                return
-            batch, first, num_crops = slice_.batch, slice_.first, slice_.num_crops
-            header = Slice(
-                batch_id=batch.id,
-                first_row=first,
-                num_crops=num_crops,
-                taken_crops=self._taken_crops,
-                keys=batch.keys(first, num_crops),
-                crop_bytes=batch.crop_bytes(first, num_crops),
-                priority=batch.priority,
-            )
-            payload = batch.payload(first, num_crops)
-            self.stats.bytes_sent += len(payload)
-            transport.send(encode_header(header), payload)
-
-    # Receiving
-
-    async def _receive_all(self) -> None:
-        assert self._transport is not None
-        transport = self._transport
-        while self._ledger.awaits_answers or not self._going_away:
-            header, payload = await transport.receive()
-            match decode_header(header):
-                case SliceLabels() as labels:
-                    self._receive_labels(labels, payload)
-                case SliceFault() as fault:
-                    self._receive_fault(fault)
-                case Pong(window_crops=window_crops):
-                    self._window_crops = window_crops or self._window_crops
-                case GoAway(reason=reason):
-                    log.info("the server goes away: %s", reason)
-                    self._going_away = True
-                case other:
-                    raise UnexpectedMessage(f"the server sent {type(other).__name__} in the middle of a session")
-            self._pump()
-        raise SessionLost("the server is draining")
-
-    def _receive_labels(self, labels: SliceLabels, payload: Buffer) -> None:
-        assert self._record_dtype is not None
-        self.stats.bytes_received += len(payload)
-        self._window_crops = labels.window_crops or self._window_crops
-        slice_ = self._ledger.answered(labels.batch_id, labels.first_row)
-        if slice_ is None:
-            self.stats.late_answers += 1
-            return
-        batch, num_crops = slice_.batch, slice_.num_crops
-        self._taken_crops += num_crops
-        if labels.num_crops != num_crops or len(payload) != num_crops * self._record_dtype.itemsize:
-            raise MalformedMessage(
-                f"{num_crops} labels of {self._record_dtype.itemsize} bytes were due, got {labels.num_crops} in "
-                f"{len(payload)} bytes"
-            )
-        if batch.given_up:
-            self.stats.late_answers += 1
-            self._ledger.close(batch)
-            return
-        batch.fill(labels.first_row, np.frombuffer(payload, self._record_dtype))
-        if not batch.missing_crops:
-            self._ledger.close(batch)
-            self.stats.crops_answered += len(batch.pixels)
-            batch.deliver(self._spec, self.card)
-
-    def _receive_fault(self, answer: SliceFault) -> None:
-        fault = answer.fault
-        if not answer.num_crops:
-            raise fault
-        self._window_crops = answer.window_crops or self._window_crops
-        slice_ = self._ledger.answered(answer.batch_id, answer.first_row)
-        if slice_ is None:
-            return
-        if fault.retry == "never":
-            self._fail(slice_.batch, fault)
-        elif isinstance(fault, SessionLost):
-            self._going_away = True
-            self._ledger.send_again(slice_)
-        else:
-            asyncio.get_running_loop().call_later(max(fault.retry_after_s, 0.01), self._send_again, slice_)
-
-    def _send_again(self, slice_: PendingSlice) -> None:
-        self._ledger.send_again(slice_)
-        self._pump()
-
     # Deadlines and ends
 
     async def _watch(self) -> None:
@@ -394,9 +282,9 @@ class AsyncTeacherClient:
         while True:
             await asyncio.sleep(STARVATION_CHECK_S)
             now_s = loop.time()
-            if now_s - pinged_s > PING_INTERVAL_S and self._transport is not None and self._slice_crops:
+            if now_s - pinged_s > PING_INTERVAL_S and self._session is not None:
                 pinged_s = now_s
-                self._transport.send(encode_header(Ping(taken_crops=self._taken_crops)))
+                self._session.ping()
             starved = self._ledger.asked_before(now_s - self.timeouts.answer_s)
             if starved and self._on_starved == "wait":
                 if now_s - warned_s > self.timeouts.answer_s:

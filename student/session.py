@@ -1,0 +1,161 @@
+"""One session of a client, from Welcome to its end: sends slices as the window allows, and books the answers.
+
+Ends with the fault that ended it. What it leaves unanswered stays in the ledger for the next session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import numpy as np
+
+from teacherfarm.protos.faults import MalformedMessage, SessionLost, UnexpectedMessage
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import (
+    Buffer,
+    GoAway,
+    Goodbye,
+    Ping,
+    Pong,
+    Slice,
+    SliceFault,
+    SliceLabels,
+    Welcome,
+    decode_header,
+    encode_header,
+)
+from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.ledger import Ledger, PendingSlice
+from teacherfarm.student.transports.transport import Transport
+
+log = logging.getLogger(__name__)
+
+SHORTEST_DELAY_S = 0.01
+
+
+class Session:
+    """A greeted connection. ``spec`` is the resolved label spec, the same on every session of a client."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        welcome: Welcome,
+        card: TeacherCard,
+        spec: LabelSpec,
+        *,
+        ledger: Ledger,
+        stats: ClientStats,
+    ) -> None:
+        self.window_crops = welcome.window_crops
+        self._transport = transport
+        self._slice_crops = max(1, welcome.slice_crops)
+        self._card = card
+        self._spec = spec
+        self._record_dtype = spec.record_dtype(card)
+        self._ledger = ledger
+        self._stats = stats
+        self._taken_crops = 0
+        self._going_away = False
+
+    def pump(self) -> None:
+        """Send what fits the window."""
+        while not self._going_away:
+            slice_ = self._ledger.next_to_send(window_crops=self.window_crops, slice_crops=self._slice_crops)
+            if slice_ is None:
+                return
+            batch, first, num_crops = slice_.batch, slice_.first, slice_.num_crops
+            header = Slice(
+                batch_id=batch.id,
+                first_row=first,
+                num_crops=num_crops,
+                taken_crops=self._taken_crops,
+                keys=batch.keys(first, num_crops),
+                crop_bytes=batch.crop_bytes(first, num_crops),
+                priority=batch.priority,
+            )
+            payload = batch.payload(first, num_crops)
+            self._stats.bytes_sent += len(payload)
+            self._transport.send(encode_header(header), payload)
+
+    def ping(self) -> None:
+        """Show the server that this student lives, and what it has taken."""
+        self._transport.send(encode_header(Ping(taken_crops=self._taken_crops)))
+
+    def say_goodbye(self) -> None:
+        """Tell the server that nothing more comes."""
+        self._transport.send(encode_header(Goodbye()))
+
+    async def run(self) -> None:
+        """Receive until the session ends, by raising: SessionLost, or what the server ended it with."""
+        self.pump()
+        while self._ledger.awaits_answers or not self._going_away:
+            header, payload = await self._transport.receive()
+            match decode_header(header):
+                case SliceLabels() as labels:
+                    self._receive_labels(labels, payload)
+                case SliceFault() as fault:
+                    self._receive_fault(fault)
+                case Pong(window_crops=window_crops):
+                    self._set_window(window_crops)
+                case GoAway(reason=reason):
+                    log.info("the server goes away: %s", reason)
+                    self._going_away = True
+                case other:
+                    raise UnexpectedMessage(f"the server sent {type(other).__name__} in the middle of a session")
+            self.pump()
+        raise SessionLost("the server is draining")
+
+    def _set_window(self, window_crops: int) -> None:
+        if window_crops:
+            self.window_crops = window_crops
+
+    def _receive_labels(self, labels: SliceLabels, payload: Buffer) -> None:
+        self._stats.bytes_received += len(payload)
+        self._set_window(labels.window_crops)
+        slice_ = self._ledger.answered(labels.batch_id, labels.first_row)
+        if slice_ is None:
+            self._stats.late_answers += 1
+            return
+        batch, num_crops = slice_.batch, slice_.num_crops
+        self._taken_crops += num_crops
+        if labels.num_crops != num_crops or len(payload) != num_crops * self._record_dtype.itemsize:
+            raise MalformedMessage(
+                f"{num_crops} labels of {self._record_dtype.itemsize} bytes were due, got {labels.num_crops} in "
+                f"{len(payload)} bytes"
+            )
+        if batch.given_up:
+            self._stats.late_answers += 1
+            self._ledger.close(batch)
+            return
+        batch.fill(labels.first_row, np.frombuffer(payload, self._record_dtype))
+        if not batch.missing_crops:
+            self._ledger.close(batch)
+            self._stats.crops_answered += len(batch.pixels)
+            batch.deliver(self._spec, self._card)
+
+    def _receive_fault(self, answer: SliceFault) -> None:
+        fault = answer.fault
+        if not answer.num_crops:
+            raise fault
+        self._set_window(answer.window_crops)
+        slice_ = self._ledger.answered(answer.batch_id, answer.first_row)
+        if slice_ is None:
+            return
+        if fault.retry == "never":
+            self._ledger.close(slice_.batch)
+            if not slice_.batch.given_up:
+                self._stats.crops_failed += len(slice_.batch.pixels)
+                slice_.batch.fail(fault)
+        elif isinstance(fault, SessionLost):
+            self._going_away = True
+            self._ledger.send_again(slice_)
+        else:
+            delay_s = max(fault.retry_after_s, SHORTEST_DELAY_S)
+            asyncio.get_running_loop().call_later(delay_s, self._send_again, slice_)
+
+    def _send_again(self, slice_: PendingSlice) -> None:
+        # Through the ledger, so that the slice is not lost where this session has ended meanwhile.
+        self._ledger.send_again(slice_)
+        self.pump()
