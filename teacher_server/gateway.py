@@ -100,7 +100,9 @@ class Gateway:
             ("artifact", hello.expected_artifact_digest, digest),
         ):
             # Users may pin the first digits of a digest, at least 8 of them.
-            if expected and not (len(expected) >= 8 and hmac.compare_digest(actual[: len(expected)], expected)):
+            if expected and not (
+                len(expected) >= 8 and hmac.compare_digest(actual[: len(expected)].encode(), expected.encode())
+            ):
                 raise DigestMismatch(
                     f"{what} digest of {card.name!r} is {actual}, expected {expected}: another teacher than the one "
                     "this run was started with is served under its name. Serve the pinned one, or start a new run"

@@ -136,8 +136,11 @@ async def _read(
     try:
         async with asyncio.timeout(HELLO_WITHIN_S):
             message = await _next_message(context)
-        while message is not None and not conversation.finished:
+        while message is not None:
             _feed(conversation, message)
+            if conversation.finished:
+                # A refused student may wait for the end of the stream before it says anything more.
+                break
             message = await _next_message(context)
     except TimeoutError:
         log.info("a stream ended: no Hello within %g s", HELLO_WITHIN_S)
