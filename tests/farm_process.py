@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -24,7 +25,7 @@ END_S = 30.0
 
 
 class FarmProcess:
-    """``python -m MODULE ARGUMENTS`` plus the three addresses. ``prefix`` goes before python, as in ``ip netns exec NAME``.
+    """``python -m MODULE ARGUMENTS`` plus the three addresses. ``prefix`` goes before python: ``ip netns exec NAME``.
 
     ``host``: where it listens. After the first start the ports stay the same. Logs are kept in ``folder``.
     """
@@ -47,8 +48,9 @@ class FarmProcess:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._log = folder / f"farm-{id(self)}.log"
 
-    def __enter__(self) -> FarmProcess:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Self
 
 import grpc
 import zmq
@@ -14,6 +15,7 @@ from teacherfarm.protos.wire import Buffer, Hello, Slice, Value, decode_header, 
 
 METHOD = "/teacherfarm.v1.TeacherFarm/"
 RECEIVE_S = 20.0
+LONGEST_STREAM_S = 60.0
 
 
 class Silence(Exception):
@@ -33,7 +35,7 @@ class RawZmq:
             self._socket.setsockopt(zmq.RCVBUF, 4096)
         self._socket.connect(address.replace("zmq://", "tcp://"))
 
-    def __enter__(self) -> RawZmq:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -74,9 +76,9 @@ class RawGrpc:
         options.append(("grpc.use_local_subchannel_pool", 1))
         self._channel = grpc.insecure_channel(address.removeprefix("grpc://"), options=options)
         self._outgoing: queue.Queue[bytes | None] = queue.Queue(maxsize=64)
-        self._stream = self._channel.stream_stream(METHOD + "StreamLabels")(self._messages())
+        self._stream = self._channel.stream_stream(METHOD + "StreamLabels")(self._messages(), timeout=LONGEST_STREAM_S)
 
-    def __enter__(self) -> RawGrpc:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -105,7 +107,7 @@ class RawGrpc:
         try:
             header, payload = split(next(self._stream))
         except (StopIteration, grpc.RpcError) as error:
-            raise Silence(f"the stream ended: {error}") from error
+            raise Silence(f"the stream ended: {error!r}") from error
         return decode_header(header), bytes(payload)
 
     def _messages(self) -> Iterator[bytes]:

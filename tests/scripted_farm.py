@@ -1,4 +1,4 @@
-"""A server whose teacher is scripted, as a process: ``python -m tests.scripted_farm FOLDER [options] [server's options]``.
+"""A server whose teacher is scripted, as a process: ``python -m tests.scripted_farm FOLDER [its and serve's options]``.
 
 The class that it answers is the sum of a crop's bytes. A crop's first byte can ask for worse: see :data:`RAISES`,
 :data:`KILLS` and :data:`HANGS`.
