@@ -7,7 +7,6 @@ payload is joined once and read as a view, never copied into a protobuf object.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -23,9 +22,26 @@ from teacherfarm.protos.faults import (
     WrongNumberType,
     from_code,
 )
+from teacherfarm.protos.messages import (
+    WIRE_VERSION,
+    GetTeacher,
+    GoAway,
+    Goodbye,
+    Hello,
+    ListTeachers,
+    Ping,
+    Pong,
+    Slice,
+    SliceFault,
+    SliceLabels,
+    Teacher,
+    TeacherList,
+    TeacherSummary,
+    Value,
+    Welcome,
+)
 from teacherfarm.protos.soft_label import FeatureType, LabelSpec
 
-WIRE_VERSION = 1
 PAYLOAD_BYTES = 1 << 20
 """Most bytes of a payload, unless a single crop or label is larger."""
 HEADER_BYTES = 64 << 10
@@ -37,150 +53,6 @@ FAULT_TEXT_CHARACTERS = 4000
 LONGEST_RETRY_AFTER_S = 600.0
 
 Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hello:
-    """A student's first message on a session."""
-
-    teacher: str
-    spec: LabelSpec
-    crop_format: CropFormat | None = None
-    codec: Codec = "raw"
-    api_key: str = field(default="", repr=False)
-    expected_teacher_digest: str = ""
-    expected_artifact_digest: str = ""
-    student: str = ""
-    wire_version: int = WIRE_VERSION
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Welcome:
-    """The server's answer to Hello; the payload is the teacher card as JSON."""
-
-    session_id: str
-    window_crops: int
-    slice_crops: int
-    batch_crops: int
-    payload_bytes: int
-    artifact_digest: str
-    wire_version: int = WIRE_VERSION
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slice:
-    """Rows ``first_row`` to ``first_row + num_crops`` of a crop batch; the payload is their pixels."""
-
-    batch_id: int
-    first_row: int
-    num_crops: int
-    taken_crops: int = 0
-    keys: bytes = b""
-    crop_bytes: tuple[int, ...] = ()
-    priority: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SliceLabels:
-    """The answer to one slice; the payload is ``num_crops`` label records."""
-
-    batch_id: int
-    first_row: int
-    num_crops: int
-    window_crops: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SliceFault:
-    """A fault instead of an answer: of one slice, or of the session where ``num_crops`` is 0."""
-
-    fault: TeacherFarmFault
-    batch_id: int = 0
-    first_row: int = 0
-    num_crops: int = 0
-    window_crops: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GoAway:
-    """The server drains: it answers what it has and takes nothing new."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ping:
-    """A sign of life from the student, and how many crops' answers its user has taken."""
-
-    taken_crops: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pong:
-    """The answer to Ping."""
-
-    window_crops: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Goodbye:
-    """The student ends the session on purpose."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ListTeachers:
-    """Asks which teachers there are; needs no Hello."""
-
-    api_key: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherSummary:
-    """One line of a teacher list; ``state`` is loading, ready or failed."""
-
-    name: str
-    teacher_digest: str
-    state: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherList:
-    """The answer to ListTeachers."""
-
-    teachers: tuple[TeacherSummary, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GetTeacher:
-    """Asks for one teacher's card; needs no Hello."""
-
-    name: str
-    api_key: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Teacher:
-    """The answer to GetTeacher; the payload is the card as JSON."""
-
-    name: str
-    artifact_digest: str
-
-
-Value = (
-    Hello
-    | Welcome
-    | Slice
-    | SliceLabels
-    | SliceFault
-    | GoAway
-    | Ping
-    | Pong
-    | Goodbye
-    | ListTeachers
-    | TeacherList
-    | GetTeacher
-    | Teacher
-)
 
 
 def encode_header(value: Value) -> bytes:

@@ -25,11 +25,9 @@ from teacherfarm.protos.faults import (
     Starved,
     TeacherFarmFault,
 )
+from teacherfarm.protos.messages import Hello
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import (
-    Hello,
-)
 from teacherfarm.student.accounts import ClientStats, Room
 from teacherfarm.student.batch import Delivery, PendingBatch
 from teacherfarm.student.handshake import shake_hands

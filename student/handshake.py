@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from teacherfarm.protos.faults import DigestMismatch, MalformedMessage, SessionLost, UnexpectedMessage
+from teacherfarm.protos.messages import Hello, SliceFault, Welcome
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import Hello, SliceFault, Welcome, decode_header, encode_header
+from teacherfarm.protos.wire import decode_header, encode_header
 from teacherfarm.student.transports.transport import Transport
 
 

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from teacherfarm.protos.faults import MalformedMessage, SessionLost, TeacherFarmFault, UnexpectedMessage
-from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import (
-    Buffer,
+from teacherfarm.protos.messages import (
     GetTeacher,
     ListTeachers,
     SliceFault,
     Teacher,
     TeacherList,
     Value,
-    decode_header,
-    encode_header,
 )
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 from teacherfarm.student.settings import Address, Timeouts, parse_addresses
 from teacherfarm.student.transports.connect import open_transport
 

@@ -11,10 +11,7 @@ import logging
 import numpy as np
 
 from teacherfarm.protos.faults import MalformedMessage, SessionLost, UnexpectedMessage
-from teacherfarm.protos.soft_label import LabelSpec
-from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import (
-    Buffer,
+from teacherfarm.protos.messages import (
     GoAway,
     Goodbye,
     Ping,
@@ -23,9 +20,10 @@ from teacherfarm.protos.wire import (
     SliceFault,
     SliceLabels,
     Welcome,
-    decode_header,
-    encode_header,
 )
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.ledger import Ledger, PendingSlice
 from teacherfarm.student.transports.transport import Transport

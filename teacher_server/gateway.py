@@ -23,8 +23,9 @@ from teacherfarm.protos.faults import (
     WrongCropSize,
     WrongNumberType,
 )
+from teacherfarm.protos.messages import Hello, TeacherSummary, Welcome
 from teacherfarm.protos.soft_label import LabelSpec
-from teacherfarm.protos.wire import PAYLOAD_BYTES, Hello, TeacherSummary, Welcome, slice_crops
+from teacherfarm.protos.wire import PAYLOAD_BYTES, slice_crops
 from teacherfarm.teacher_server.credit import Credit, CreditPool
 from teacherfarm.teacher_server.farm.farm import Farm
 from teacherfarm.teacher_server.farm.in_flight import InFlight, split_keys

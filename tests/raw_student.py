@@ -10,8 +10,15 @@ from typing import Self
 import grpc
 import zmq
 
+from teacherfarm.protos.messages import Hello, Slice, Value
 from teacherfarm.protos.soft_label import LabelSpec
-from teacherfarm.protos.wire import Buffer, Hello, Slice, Value, decode_header, encode_header, join, split
+from teacherfarm.protos.wire import (
+    Buffer,
+    decode_header,
+    encode_header,
+    join,
+    split,
+)
 
 METHOD = "/teacherfarm.v1.TeacherFarm/"
 RECEIVE_S = 20.0

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
 from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault
-from teacherfarm.protos.soft_label import LabelSpec
-from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import (
-    Buffer,
+from teacherfarm.protos.messages import (
     Hello,
     Ping,
     Pong,
@@ -24,9 +21,10 @@ from teacherfarm.protos.wire import (
     SliceLabels,
     Value,
     Welcome,
-    decode_header,
-    encode_header,
 )
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 
 Run = Callable[[NDArray[Any], Sequence[str]], Awaitable[Mapping[str, NDArray[Any]]]]
 """Pixels [N, H, W, C] and graph output names to arrays [N, ...]."""

@@ -8,7 +8,13 @@ import sys
 from typing import Any
 
 from teacherfarm.protos.faults import SessionLost
-from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, Buffer, join, split
+from teacherfarm.protos.wire import (
+    HEADER_BYTES,
+    MESSAGE_OVERHEAD_BYTES,
+    Buffer,
+    join,
+    split,
+)
 
 _FORK_HANDLERS_OFF = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
 _IMPORTED_BEFORE = "grpc" in sys.modules

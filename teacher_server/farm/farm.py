@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from teacherfarm.protos.faults import NotReady, TeacherFarmFault, UnknownTeacher
+from teacherfarm.protos.messages import TeacherSummary
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import TeacherSummary
 from teacherfarm.teacher_server.backends.backend import Backend
 from teacherfarm.teacher_server.farm.golden import check_golden_answers
 from teacherfarm.teacher_server.farm.lane import Lane

@@ -24,8 +24,7 @@ from teacherfarm.protos.faults import (
     TeacherFarmFault,
     UnexpectedMessage,
 )
-from teacherfarm.protos.wire import (
-    Buffer,
+from teacherfarm.protos.messages import (
     GetTeacher,
     GoAway,
     Goodbye,
@@ -39,9 +38,8 @@ from teacherfarm.protos.wire import (
     Teacher,
     TeacherList,
     Value,
-    decode_header,
-    encode_header,
 )
+from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 from teacherfarm.teacher_server.gateway import Gateway, Session
 from teacherfarm.teacher_server.metrics import Metrics
 

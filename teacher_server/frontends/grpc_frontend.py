@@ -14,7 +14,13 @@ from typing import Any
 import grpc
 
 from teacherfarm.protos.faults import MalformedMessage
-from teacherfarm.protos.wire import HEADER_BYTES, MESSAGE_OVERHEAD_BYTES, Buffer, join, split
+from teacherfarm.protos.wire import (
+    HEADER_BYTES,
+    MESSAGE_OVERHEAD_BYTES,
+    Buffer,
+    join,
+    split,
+)
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from teacherfarm.protos.wire import TeacherSummary
+from teacherfarm.protos.messages import TeacherSummary
 from teacherfarm.teacher_server.metrics import Metrics
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfarm</title>

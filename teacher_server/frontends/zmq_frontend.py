@@ -14,7 +14,8 @@ from collections.abc import Callable
 import zmq
 
 from teacherfarm.protos.faults import MalformedMessage, Overloaded
-from teacherfarm.protos.wire import HEADER_BYTES, Buffer, SliceFault, encode_header
+from teacherfarm.protos.messages import SliceFault
+from teacherfarm.protos.wire import HEADER_BYTES, Buffer, encode_header
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
 log = logging.getLogger(__name__)

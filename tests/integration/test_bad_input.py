@@ -12,9 +12,7 @@ import pytest
 
 from teacherfarm.protos import faults
 from teacherfarm.protos.crop import CropFormat
-from teacherfarm.protos.wire import (
-    HEADER_BYTES,
-    PAYLOAD_BYTES,
+from teacherfarm.protos.messages import (
     GetTeacher,
     ListTeachers,
     Ping,
@@ -22,8 +20,8 @@ from teacherfarm.protos.wire import (
     SliceLabels,
     TeacherList,
     Welcome,
-    encode_header,
 )
+from teacherfarm.protos.wire import HEADER_BYTES, PAYLOAD_BYTES, encode_header
 from teacherfarm.student import LabelSpec, TeacherClient, Timeouts
 from teacherfarm.student import client as client_module
 from tests.raw_student import Silence, hello, raw_student, slice_header

@@ -9,7 +9,13 @@ from teacherfarm.protos import teacherfarm_pb2 as pb
 from teacherfarm.protos import wire
 from teacherfarm.protos.faults import MalformedMessage
 from teacherfarm.protos.soft_label import LabelSpec
-from teacherfarm.protos.wire import decode_header, encode_header, join, slice_crops, split
+from teacherfarm.protos.wire import (
+    decode_header,
+    encode_header,
+    join,
+    slice_crops,
+    split,
+)
 
 payloads = st.binary(max_size=300) | st.sampled_from([127, 128, 16383, 16384, 1 << 20, 1 << 21]).map(bytes)
 
