@@ -13,7 +13,7 @@ WIRE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """A student's first message on a session."""
+    """A student's first message on a session. ``crop_format``: None for the teacher's own, in ``codec``."""
 
     teacher: str
     spec: LabelSpec
@@ -24,6 +24,10 @@ class Hello:
     expected_artifact_digest: str = ""
     student: str = ""
     wire_version: int = WIRE_VERSION
+
+    def __post_init__(self) -> None:
+        if self.crop_format is not None and self.crop_format.codec != self.codec:
+            raise ValueError(f"codec {self.codec!r} beside a crop format in {self.crop_format.codec!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

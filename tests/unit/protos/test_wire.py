@@ -45,7 +45,6 @@ formats = st.builds(
     width=st.integers(1, 2**32 - 1),
     channels=st.integers(1, 2**32 - 1),
     number_type=st.sampled_from(["uint8", "uint16", "float32"]),
-    codec=st.sampled_from(["raw", "jpeg"]),
 )
 
 
@@ -70,6 +69,7 @@ VALUES: dict[type, st.SearchStrategy] = {
         teacher=text,
         spec=specs,
         crop_format=st.none() | formats,
+        codec=st.just("raw"),
         api_key=text,
         expected_teacher_digest=text,
         expected_artifact_digest=text,
@@ -251,8 +251,10 @@ def test_a_slice_whose_lists_do_not_match_its_crops(fields, words):
 
 
 def test_another_wire_version_is_seen_before_anything_else():
-    nonsense = pb.CropFormat(number_type="int2048", codec="png")
-    hello = pb.Hello(wire_version=wire.WIRE_VERSION + 1, spec=pb.LabelSpec(temperature=-1), crop_format=nonsense)
+    nonsense = pb.CropFormat(number_type="int2048", channels=9)
+    hello = pb.Hello(
+        wire_version=wire.WIRE_VERSION + 1, codec="png", spec=pb.LabelSpec(temperature=-1), crop_format=nonsense
+    )
     for header in (
         pb.Header(hello=hello),
         pb.Header(hello=pb.Hello(wire_version=0)),
@@ -267,13 +269,13 @@ def test_another_wire_version_is_seen_before_anything_else():
     [
         (pb.Hello(spec=pb.LabelSpec(temperature=1, feature_type="float64")), BadLabelSpec, "float16, int8"),
         (pb.Hello(spec=pb.LabelSpec(temperature=-1, feature_type="int8")), BadLabelSpec, "positive"),
-        (pb.Hello(crop_format=pb.CropFormat(number_type="int8", codec="raw")), faults.WrongNumberType, "uint8, uint16"),
+        (pb.Hello(crop_format=pb.CropFormat(number_type="int8"), codec="raw"), faults.WrongNumberType, "uint8, uint16"),
         (
-            pb.Hello(crop_format=pb.CropFormat(height=1, width=1, channels=1, number_type="uint8", codec="png")),
+            pb.Hello(crop_format=pb.CropFormat(height=1, width=1, channels=1, number_type="uint8"), codec="png"),
             MalformedMessage,
             "raw, jpeg",
         ),
-        (pb.Hello(crop_format=pb.CropFormat(height=1, number_type="uint8", codec="raw")), WrongCropSize, "positive"),
+        (pb.Hello(crop_format=pb.CropFormat(height=1, number_type="uint8"), codec="raw"), WrongCropSize, "positive"),
     ],
 )
 def test_hello_that_asks_for_the_impossible(hello, fault, words):
