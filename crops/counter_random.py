@@ -1,5 +1,5 @@
-"""Random numbers without state: Philox4x32-10 (Salmon et al., SC 2011), vectorised over counters with whole
-numbers only.
+"""Random numbers without state: Philox4x32-10 (Salmon et al., SC 2011), vectorised over counters with whole numbers
+only.
 
 The same key and counter give the same 128 bits on every machine. Knows nothing of crops or views.
 """
@@ -26,8 +26,8 @@ _ROUNDS = 10
 def random_words(seed: int, samples: ArrayLike, views: ArrayLike, draws: ArrayLike) -> NDArray[np.uint64]:
     """Four independent 32-bit numbers [4, ...] for each (sample, view, draw), broadcast against one another.
 
-    ``seed`` and ``samples`` have 64 bits, ``views`` and ``draws`` 32: together the key and the whole counter,
-    so two different places never share a block.
+    ``seed`` and ``samples`` have 64 bits, ``views`` and ``draws`` 32: together the key and the whole counter, so two
+    different places never share a block.
     """
     sample = np.asarray(samples, np.uint64)
     view = np.asarray(views).astype(np.uint64) & _MASK

@@ -21,7 +21,8 @@ JPEG_SUBSAMPLING: JpegSubsampling = "444"
 @dataclass(frozen=True, kw_only=True)
 class EncodedCrops:
     """``parts``: buffers that joined are the payload. ``crop_bytes``: each crop's length in it; empty where all are
-    equally long (raw). A raw part is the caller's own memory, which must not change until it was sent."""
+    equally long (raw). A raw part is the caller's own memory, which must not change until it was sent.
+    """
 
     parts: tuple[bytes | memoryview, ...]
     crop_bytes: tuple[int, ...] = ()

@@ -1,10 +1,8 @@
-"""The crop plan: the stateless rule (seed, sample, view) -> box and flip, with the semantics of
-RandomResizedCrop.
+"""The crop plan: the stateless rule (seed, sample, view) -> box and flip, with the semantics of RandomResizedCrop.
 
-Boxes are equal on every machine: the random numbers are whole, and between them and a box stand only
-additions, products, quotients, square roots and roundings to whole numbers, which IEEE 754 fixes to the last
-bit. The exponential function, which it does not fix, is computed from those. Knows nothing of images but
-their size.
+Boxes are equal on every machine: the random numbers are whole, and between them and a box stand only additions,
+products, quotients, square roots and roundings to whole numbers, which IEEE 754 fixes to the last bit. The exponential
+function, which it does not fix, is computed from those. Knows nothing of images but their size.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ _EXP_TERMS = tuple(1.0 / math.factorial(power) for power in range(9))
 class CropPlan:
     """Which box and flip the ``view``-th crop of a sample has.
 
-    A box covers an area drawn evenly from ``scale`` (as a share of the image), with width / height drawn
-    evenly in logarithm from ``ratio``, anywhere it fits; after ``attempts`` draws that do not fit comes the
-    largest central box whose ratio is allowed. Areas and ratios are drawn with 32 bits, so are places (their
-    bias is below 1e-5).
+    A box covers an area drawn evenly from ``scale`` (as a share of the image), with width / height drawn evenly in
+    logarithm from ``ratio``, anywhere it fits; after ``attempts`` draws that do not fit comes the largest central box
+    whose ratio is allowed. Areas and ratios are drawn with 32 bits, so are places (their bias is below 1e-5).
     """
 
     seed: int = 0
@@ -96,9 +93,7 @@ class CropPlan:
         return crop_boxes(self.boxes([sample], [view], [height], [width]))[0]
 
     def to_dict(self) -> dict[str, object]:
-        """For manifests and checkpoints: plain JSON values that :meth:`from_dict` reads back to an equal
-        plan.
-        """
+        """For manifests and checkpoints: plain JSON values that :meth:`from_dict` reads back to an equal plan."""
         return {
             "kind": PLAN_KIND,
             "seed": self.seed,
@@ -132,9 +127,7 @@ class CropPlan:
         height: NDArray[np.float64],
         width: NDArray[np.float64],
     ) -> NDArray[np.int64]:
-        """Fill ``rows`` of ``boxes`` by the first of the attempts ``words`` [4, rows, attempts] that fits;
-        the others.
-        """
+        """Fill ``rows`` of ``boxes`` by the first of the attempts ``words`` [4, rows, attempts] that fits; the others."""
         low, high = self.scale
         area = (height * width)[:, None] * (low + words[0] * _UNIT * (high - low))
         log_low, log_high = (_exact_log(value) for value in self.ratio)
@@ -175,9 +168,7 @@ class CropPlan:
 
 
 def sample_number(name: str) -> int:
-    """The 64-bit number that stands for a sample's name in plans and schedules: BLAKE2b of its UTF-8, little-
-    endian.
-    """
+    """The 64-bit number that stands for a sample's name in plans and schedules: BLAKE2b of its UTF-8, little-endian."""
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
 
 

@@ -1,8 +1,8 @@
 """Mixup, CutMix and SelfMix of uint8 crops, and of the labels that belong to them.
 
-A mix is a value: the same crops and the same :class:`Mix` give the same pixels on every machine, because its
-arithmetic is exact. Knows nothing of teachers; whether crops are mixed before the teacher sees them (FunMatch) or
-labels afterwards (FKD) is the caller's choice.
+A mix is a value: the same crops and the same :class:`Mix` give the same pixels on every machine, because its arithmetic
+is exact. Knows nothing of teachers; whether crops are mixed before the teacher sees them (FunMatch) or labels
+afterwards (FKD) is the caller's choice.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ _UPWARDS = 1 / (4 * SHARES)
 class Mix:
     """Row i of a batch is mixed with row ``partner[i]``.
 
-    "mixup": ``own_share`` of 256 parts is the row's own pixel, the rest its partner's; halves are rounded up.
-    "cutmix": the pixels of ``box`` (in the crop's own coordinates, no flip) are the partner's; ``box`` None replaces
-    nothing.
+    "mixup": ``own_share`` of 256 parts is the row's own pixel, the rest its partner's; halves are rounded up. "cutmix":
+    the pixels of ``box`` (in the crop's own coordinates, no flip) are the partner's; ``box`` None replaces nothing.
     """
 
     kind: MixKind

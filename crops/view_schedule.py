@@ -24,9 +24,9 @@ class ViewSchedule:
 
     A visit is a pass over the data, counted from 0 in units of this schedule's ``per_visit``.
 
-    ``order``: "fresh" never repeats a view (``views`` must be None); "cycle" goes through ``views`` in turn;
-    "permute" draws ``per_visit`` of ``views`` without replacement at each visit, independently of other visits
-    and samples (FKD, arXiv 2112.01528). ``seed`` acts on "permute" alone.
+    ``order``: "fresh" never repeats a view (``views`` must be None); "cycle" goes through ``views`` in turn; "permute"
+    draws ``per_visit`` of ``views`` without replacement at each visit, independently of other visits and samples (FKD,
+    arXiv 2112.01528). ``seed`` acts on "permute" alone.
     """
 
     views: int | None = None
@@ -79,8 +79,8 @@ class ViewSchedule:
     def single(self) -> ViewSchedule:
         """The same views one by one, for the last ``per_visit`` epochs of a run.
 
-        Visit v of this schedule and visits v * per_visit .. of the single one cover the same epochs, so "fresh"
-        and "cycle" go on where the passes ended when visits go on counting in epochs.
+        Visit v of this schedule and visits v * per_visit .. of the single one cover the same epochs, so "fresh" and
+        "cycle" go on where the passes ended when visits go on counting in epochs.
         """
         return ViewSchedule(views=self.views, order=self.order, per_visit=1, seed=self.seed)
 

@@ -170,9 +170,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def read_classes(file: Path) -> tuple[str, ...]:
-    """Class names, one a line, in order. Raises ValueError for a missing or empty file and for names that
-    repeat.
-    """
+    """Class names, one a line, in order. Raises ValueError for a missing or empty file and for names that repeat."""
     try:
         names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -75,10 +75,10 @@ def export_teacher(
 ) -> TeacherCard:
     """Export one teacher to ``out/name/`` and return its card.
 
-    ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``progress``
-    gets text as the steps begin and end. Raises ValueError for what the caller can put right, FileExistsError
-    for an entry that is there and not to be replaced (``force``), GoldenMismatch when the exported file does
-    not answer as PyTorch does; then ``out`` is as it was.
+    ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``progress`` gets text as
+    the steps begin and end. Raises ValueError for what the caller can put right, FileExistsError for an entry that is
+    there and not to be replaced (``force``), GoldenMismatch when the exported file does not answer as PyTorch does;
+    then ``out`` is as it was.
     """
     if max_batch < 1:
         raise ValueError(f"max_batch is at least 1, got {max_batch}")

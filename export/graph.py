@@ -26,8 +26,8 @@ FULL_SCALE: Mapping[NumberType, float] = {"uint8": 255.0, "uint16": 65535.0, "fl
 class GraphPlan:
     """Which outputs the graph has and where in the teacher they come from.
 
-    ``points``: by output name; an output without one is the teacher's own result. ``head``: the classifier's
-    last layer, empty when there is none.
+    ``points``: by output name; an output without one is the teacher's own result. ``head``: the classifier's last
+    layer, empty when there is none.
     """
 
     activation: Activation
@@ -153,8 +153,8 @@ def _describe(name: str, point: Point | None, shape: tuple[int, ...], teacher: T
 class TeacherBody(nn.Module):
     """Normalised pixels float32 [N, C, H, W] -> the plan's outputs, in order.
 
-    Computes in the number type of its module; the outputs are float32, ``log_probabilities`` float16. Hooks
-    the module until :meth:`close`.
+    Computes in the number type of its module; the outputs are float32, ``log_probabilities`` float16. Hooks the module
+    until :meth:`close`.
     """
 
     def __init__(self, module: nn.Module, plan: GraphPlan, compute: torch.dtype = torch.float32) -> None:

@@ -32,14 +32,13 @@ PublishedTransform = Callable[[Any], "torch.Tensor"]
 class Teacher:
     """A frozen module and how its publisher feeds it.
 
-    ``module`` takes float32 [N, C, height, width] and returns one tensor: logits [N, classes], or with
-    activation "none" an embedding [N, D], map [N, C, H, W] or tokens [N, T, D]. ``mean`` and ``std`` are per
-    channel, as fractions of the pixels' full scale (255 for uint8, 65535 for uint16, 1 for float32), in the
-    channel order that the module takes. ``head`` and ``embedding`` name submodules; empty means found by
-    running the module: the linear layer whose output is the logits, and that layer's input.
-    ``num_prefix_tokens`` and ``grid`` describe the tokens of a transformer, ``map_layout`` the axes of its
-    inner maps. ``published_transform`` feeds the reference of the verification, so that the graph's
-    normalisation is checked against the publisher's own code.
+    ``module`` takes float32 [N, C, height, width] and returns one tensor: logits [N, classes], or with activation
+    "none" an embedding [N, D], map [N, C, H, W] or tokens [N, T, D]. ``mean`` and ``std`` are per channel, as fractions
+    of the pixels' full scale (255 for uint8, 65535 for uint16, 1 for float32), in the channel order that the module
+    takes. ``head`` and ``embedding`` name submodules; empty means found by running the module: the linear layer whose
+    output is the logits, and that layer's input. ``num_prefix_tokens`` and ``grid`` describe the tokens of a
+    transformer, ``map_layout`` the axes of its inner maps. ``published_transform`` feeds the reference of the
+    verification, so that the graph's normalisation is checked against the publisher's own code.
     """
 
     module: nn.Module
@@ -130,9 +129,9 @@ def load_teacher(
 ) -> Teacher:
     """The teacher of a source, with its weights, in eval mode, float32, on the CPU.
 
-    ``num_classes`` and ``size`` (height, width): what to build where the source lets one choose. ``missing``:
-    settings for a bare ``nn.Module``, which publishes nothing about itself. Raises ValueError with what to do
-    for unknown sources and weights that do not fit.
+    ``num_classes`` and ``size`` (height, width): what to build where the source lets one choose. ``missing``: settings
+    for a bare ``nn.Module``, which publishes nothing about itself. Raises ValueError with what to do for unknown
+    sources and weights that do not fit.
     """
     from teacherfarm.export import published_teachers as published
 

@@ -88,9 +88,7 @@ def teacher_digest(fp32_model: bytes) -> str:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Take out what says where and how the model was traced: source lines would change the digest, and tell
-    paths.
-    """
+    """Take out what says where and how the model was traced: source lines would change the digest, and tell paths."""
     if model.functions:
         raise ValueError("the exporter left functions in the model; export with a current torch and onnxscript")
     graph = model.graph

@@ -1,5 +1,4 @@
-"""An ONNX model as a TensorRT engine, by the tensorrt package or by trtexec, and the engine as a function of
-crops.
+"""An ONNX model as a TensorRT engine, by the tensorrt package or by trtexec, and the engine as a function of crops.
 
 An engine belongs to the GPU model and TensorRT version that built it. Writes nothing into a repository.
 """
@@ -51,9 +50,9 @@ def require_tensorrt() -> None:
 def build_engine(model: bytes, *, precision: Precision, max_batch: int, input_shape: tuple[int, ...]) -> bytes:
     """The serialised engine for batches of 1 to ``max_batch`` crops of ``input_shape`` [H, W, C].
 
-    The ONNX file's own number types decide (a strongly typed network), so that normalisation and log-softmax
-    stay float32 in an fp16 engine; TF32 is off, because it misses fp32's tolerance. Raises ValueError with
-    TensorRT's words when it refuses the model.
+    The ONNX file's own number types decide (a strongly typed network), so that normalisation and log-softmax stay
+    float32 in an fp16 engine; TF32 is off, because it misses fp32's tolerance. Raises ValueError with TensorRT's words
+    when it refuses the model.
     """
     shapes = {
         "min": (1, *input_shape),

@@ -47,9 +47,8 @@ def check_name(name: str) -> str:
 def config_pbtxt(card: TeacherCard, backend: TritonBackend, max_batch: int) -> str:
     """Triton's description of the entry.
 
-    Batches come formed from the lanes, so the queue adds no delay. The version is explicit so that a second
-    version folder never changes what is served, and the digests let a pool refuse another teacher of the same
-    name.
+    Batches come formed from the lanes, so the queue adds no delay. The version is explicit so that a second version
+    folder never changes what is served, and the digests let a pool refuse another teacher of the same name.
     """
     outputs = []
     shape: tuple[int, ...]

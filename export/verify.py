@@ -1,8 +1,7 @@
 """Does the exported file answer as PyTorch does? References, comparisons, the table, the verdict.
 
-Knows ONNX Runtime and PyTorch. The reference normalises by the publisher's own transform, or from the
-published statistics in plain numpy: never by the graph's code, so that a wrong normalisation inside the graph
-is found.
+Knows ONNX Runtime and PyTorch. The reference normalises by the publisher's own transform, or from the published
+statistics in plain numpy: never by the graph's code, so that a wrong normalisation inside the graph is found.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ BATCH_SIZES = (1, 2, 5, 8)
 TEMPERATURES = (1.0, 4.0)
 
 VALUE_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1}
-"""Largest difference of a logit or feature, relative to the output's largest value: an untrained or very
-unsure teacher's probabilities are all alike and hide what its logits show.
+"""Largest difference of a logit or feature, relative to the output's largest value: an untrained or very unsure
+teacher's probabilities are all alike and hide what its logits show.
 """
 
 Answers = Mapping[str, NDArray[Any]]
@@ -127,9 +126,7 @@ def run_in_batches(run: Run, crops: NDArray[Any], batch_sizes: Sequence[int] = B
 
 
 def probabilities(answers: Answers, activation: Activation, temperature: float) -> NDArray[np.float32]:
-    """Float32 [N, C] as a student makes them: from float16 log-probabilities where there are any, else from
-    logits.
-    """
+    """Float32 [N, C] as a student makes them: from float16 log-probabilities where there are any, else from logits."""
     if activation == "sigmoid":
         return np.asarray(0.5 * (1 + np.tanh(0.5 * answers[LOGITS].astype(np.float32) / temperature)), dtype=np.float32)
     return np.exp(log_softmax(answers.get(LOG_PROBABILITIES, answers[LOGITS]), temperature))

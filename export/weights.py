@@ -14,8 +14,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; a training checkpoint's wrapper ("state_dict", "module.")
-    is taken off.
+    """The tensors of a .safetensors or .pth file; a training checkpoint's wrapper ("state_dict", "module.") is taken
+    off.
 
     Raises ValueError when the file is neither.
     """
@@ -48,9 +48,7 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Put the file's tensors into ``module``; ValueError lists keys that are missing, unexpected or of
-    another shape.
-    """
+    """Put the file's tensors into ``module``; ValueError lists keys that are missing, unexpected or of another shape."""
     found = read_state_dict(file)
     wanted = module.state_dict()
     # Counters of training steps are no weights, and converted files drop them.

@@ -155,8 +155,8 @@ class CropBatch:
 def pixel_keys(pixels: NDArray[Any]) -> bytes:
     """Crop keys of raw crops [N, ...]: XXH3-128 of each crop's bytes, joined. About 2 microseconds per 224 px crop.
 
-    Two crops of one session share a key only when all their pixels are equal; keys are compared inside one project,
-    one teacher and one crop format, so neither enters the hash.
+    Two crops of one session share a key only when all their pixels are equal; keys are compared inside one project, one
+    teacher and one crop format, so neither enters the hash.
     """
     import xxhash
 

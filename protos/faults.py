@@ -33,8 +33,8 @@
     |-- BackendDied            what ran the teacher is gone
     `-- ServerFault            anything undeclared, logged in full on the server
 
-The student raises the class that the server raised: a class is found by its wire code, never by a name from the peer.
-A fault that is the caller's mistake is a ValueError too.
+The student raises the class that the server raised: a class is found by its wire code, never by a name from the peer. A
+fault that is the caller's mistake is a ValueError too.
 """
 
 from __future__ import annotations

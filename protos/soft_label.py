@@ -1,8 +1,9 @@
-"""What a student asks for (label spec), what it gets (soft labels), and the fixed-size record that a label travels in.
+"""What a student asks for (label spec), what it gets (soft labels), and the fixed-size record that a label
+travels in.
 
-A classifier's canonical label is float16 log-probabilities at temperature 1: any temperature can be applied to it
-afterwards without loss, which float16 probabilities or logits do not allow. Multi-label (sigmoid) teachers send
-float16 logits. Knows nothing of torch, wires or files.
+A classifier's canonical label is float16 log-probabilities at temperature 1: any temperature can be applied
+to it afterwards without loss, which float16 probabilities or logits do not allow. Multi-label (sigmoid)
+teachers send float16 logits. Knows nothing of torch, wires or files.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ COLDEST, HOTTEST = 1e-3, 1e3
 class LabelSpec:
     """What a student asks for.
 
-    ``outputs``: "labels" (the distribution over classes) and / or the card's other outputs ("embedding", taps).
-    Empty means "labels", or "embedding" for a teacher without classes. ``top_k``: 0 for the dense distribution;
-    otherwise the k most probable classes at ``temperature``, which then is the only temperature they can be used at.
-    ``feature_type``: number type of every output but "labels"; int8 carries one float32 scale per channel.
+    ``outputs``: "labels" (the distribution over classes) and / or the card's other outputs ("embedding",
+    taps). Empty means "labels", or "embedding" for a teacher without classes. ``top_k``: 0 for the dense
+    distribution; otherwise the k most probable classes at ``temperature``, which then is the only temperature
+    they can be used at. ``feature_type``: number type of every output but "labels"; int8 carries one float32
+    scale per channel.
     """
 
     outputs: tuple[str, ...] = ()
@@ -53,14 +55,17 @@ class LabelSpec:
             raise BadLabelSpec(f"temperature must be positive ({COLDEST:g} to {HOTTEST:g}), got {self.temperature}")
         if self.top_k == 0 and self.temperature != 1.0:
             raise BadLabelSpec(
-                f"dense labels travel at temperature 1 and take any temperature on the student: ask LabelSpec() and "
-                f"call labels.probabilities(temperature={self.temperature:g}); a spec's temperature belongs to top_k"
+                "dense labels travel at temperature 1 and take any temperature on the student: ask "
+                f"LabelSpec() and call labels.probabilities(temperature={self.temperature:g}); a spec's "
+                "temperature belongs to top_k"
             )
         if self.feature_type not in ("float16", "int8"):
             raise BadLabelSpec(f"feature_type is 'float16' or 'int8', got {self.feature_type!r}")
 
     def resolve(self, card: TeacherCard) -> LabelSpec:
-        """This spec with its outputs spelled out for one teacher; raises a fault that says what the teacher lacks."""
+        """This spec with its outputs spelled out for one teacher; raises a fault that says what the teacher
+        lacks.
+        """
         has_labels = card.activation != "none"
         outputs = self.outputs or ((LABELS,) if has_labels else ("embedding",))
         known = ([LABELS] if has_labels else []) + [output.name for output in card.features]
@@ -106,7 +111,9 @@ class LabelSpec:
         return np.dtype(fields)
 
     def pack(self, graph_outputs: Mapping[str, NDArray[Any]], card: TeacherCard) -> NDArray[np.void]:
-        """Label records [N] of what the graph returned; ValueError when the graph's shapes are not the card's."""
+        """Label records [N] of what the graph returned; ValueError when the graph's shapes are not the
+        card's.
+        """
         first = graph_outputs[self.graph_outputs(card)[0]]
         records = np.empty(len(first), self.record_dtype(card))
         for name in self.outputs:
@@ -135,7 +142,9 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.fl
 
 
 def top_k(log_probabilities: NDArray[Any], k: int, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k most probable classes at a temperature, best first (ties: lower class), and their log-probabilities."""
+    """The k most probable classes at a temperature, best first (ties: lower class), and their
+    log-probabilities.
+    """
     tempered = log_softmax(log_probabilities, temperature)
     if k < tempered.shape[-1]:
         classes = np.sort(np.argpartition(-tempered, k - 1, axis=-1)[..., :k], axis=-1)
@@ -163,8 +172,9 @@ def _to_int8(values: NDArray[Any], channel_axis: int) -> tuple[NDArray[np.int8],
 class SoftLabels:
     """A teacher's answers for N crops, in the order asked.
 
-    ``records``: structured array [N] of ``spec.record_dtype(card)``. ``weight``: float32 [N], 1 for an answered crop
-    and 0 for one that got no answer (starved or unreadable); such a record holds zeros and means nothing.
+    ``records``: structured array [N] of ``spec.record_dtype(card)``. ``weight``: float32 [N], 1 for an
+    answered crop and 0 for one that got no answer (starved or unreadable); such a record holds zeros and
+    means nothing.
     """
 
     records: NDArray[np.void]
@@ -182,7 +192,9 @@ class SoftLabels:
         card: TeacherCard,
         weight: NDArray[np.float32] | None = None,
     ) -> SoftLabels:
-        """Soft labels around records that are already there; every crop counts unless ``weight`` says otherwise."""
+        """Soft labels around records that are already there; every crop counts unless ``weight`` says
+        otherwise.
+        """
         return cls(
             records=records,
             spec=spec,
@@ -241,16 +253,17 @@ class SoftLabels:
         """Float32 [N, C]; rows sum to 1 for a softmax teacher.
 
         ``temperature``: any for dense labels (default 1); for top-k labels only the spec's own (the default).
-        ``completion`` of top-k labels: the rest of the mass spread evenly over the other classes ("smoothing", FKD's
-        marginal smoothing), or the kept ones scaled up to sum to 1 ("renorm", FKD's marginal re-norm).
+        ``completion`` of top-k labels: the rest of the mass spread evenly over the other classes
+        ("smoothing", FKD's marginal smoothing), or the kept ones scaled up to sum to 1 ("renorm", FKD's
+        marginal re-norm).
         """
         self._require_classes()
         if self.is_top_k:
             if temperature is not None and temperature != self.spec.temperature:
                 raise TemperatureMismatch(
-                    f"these top-{self.spec.top_k} labels were cut at temperature {self.spec.temperature:g} and cannot "
-                    f"be used at {temperature:g}: ask LabelSpec(top_k={self.spec.top_k}, temperature={temperature:g}), "
-                    "or for dense labels, which take any temperature"
+                    f"these top-{self.spec.top_k} labels were cut at temperature {self.spec.temperature:g} "
+                    f"and cannot be used at {temperature:g}: ask LabelSpec(top_k={self.spec.top_k}, "
+                    f"temperature={temperature:g}), or for dense labels, which take any temperature"
                 )
             return complete(self.classes, self.log_probabilities, self.num_classes, completion)
         temperature = 1.0 if temperature is None else temperature
@@ -288,6 +301,12 @@ class SoftLabels:
             channel_axes=self.channel_axes,
         )
 
+    def to(self, *_: object, **__: object) -> SoftLabels:
+        """These labels. Lightning and accelerate move all that they find in a batch by ``to``; the losses
+        move what they need, so nothing is moved here.
+        """
+        return self
+
     def _require_classes(self) -> None:
         if LABELS not in self.spec.outputs:
             raise UnknownOutput(f"these labels hold {', '.join(self.spec.outputs)}, not a distribution over classes")
@@ -296,7 +315,9 @@ class SoftLabels:
 def complete(
     classes: NDArray[Any], log_probabilities: NDArray[Any], num_classes: int, completion: Completion
 ) -> NDArray[np.float32]:
-    """Top-k labels [N, k] as distributions [N, num_classes] (FKD, arXiv 2112.01528: marginal smoothing and re-norm)."""
+    """Top-k labels [N, k] as distributions [N, num_classes] (FKD, arXiv 2112.01528: marginal smoothing and
+    re-norm).
+    """
     kept = np.exp(log_probabilities.astype(np.float32))
     # Rounding to float16 may have lifted the sum above 1.
     kept /= np.maximum(kept.sum(axis=1, keepdims=True), np.float32(1))

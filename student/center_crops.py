@@ -1,5 +1,4 @@
-"""The evaluation view of an image data set: each image once, resized and cut at its centre, for teacher and
-student.
+"""The evaluation view of an image data set: each image once, resized and cut at its centre, for teacher and student.
 
 Knows no crop plan and no wire.
 """
@@ -24,12 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class CenterCropDataset(Dataset[dict[str, Any]]):
-    """Items with ``crops`` (the teacher's rendering, uint8 [H, W, 3]), ``images`` (the student's),
-    ``targets``, ``weight`` and ``samples``; the usual collation batches them.
+    """Items with ``crops`` (the teacher's rendering, uint8 [H, W, 3]), ``images`` (the student's), ``targets``,
+    ``weight`` and ``samples``; the usual collation batches them.
 
-    ``fraction``: the share of the shorter side that the centre crop covers (the card's
-    ``center_crop_fraction``). An unreadable image is named in a warning and has zeros, weight 0 and
-    NO_TARGET.
+    ``fraction``: the share of the shorter side that the centre crop covers (the card's ``center_crop_fraction``). An
+    unreadable image is named in a warning and has zeros, weight 0 and NO_TARGET.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Checkpoints of a training run: written whole or not at all, read without pickled code, resumed to the bit.
 
-One file holds the run; every further rank of a distributed run adds one with its own random and loader
-states.
+One file holds the run; every further rank of a distributed run adds one with its own random and loader states.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ class HasState(Protocol):
 class Run:
     """What a checkpoint holds.
 
-    ``parts``: everything with a state, by name ("model", "optimizer", "scheduler", "scaler", "ema", ...);
-    bare modules, not DDP wrappers. ``loader``: its state is each rank's own. ``teachers``: teacher digests by
-    name. ``settings``: what must be equal to go on (crop plan, view schedule, batch size ...), as plain
-    values.
+    ``parts``: everything with a state, by name ("model", "optimizer", "scheduler", "scaler", "ema", ...); bare modules,
+    not DDP wrappers. ``loader``: its state is each rank's own. ``teachers``: teacher digests by name. ``settings``:
+    what must be equal to go on (crop plan, view schedule, batch size ...), as plain values.
     """
 
     parts: Mapping[str, HasState]
@@ -47,8 +45,7 @@ class Run:
 
 
 def save_checkpoint(folder: Path, run: Run, *, step: int, progress: Mapping[str, Any], keep: int = 3) -> Path:
-    """Write ``folder/step-<step>.pt`` and remove all but the newest ``keep``; every rank calls it at the same
-    step.
+    """Write ``folder/step-<step>.pt`` and remove all but the newest ``keep``; every rank calls it at the same step.
 
     ``progress``: plain values that :func:`load_checkpoint` gives back (epoch, best accuracy ...).
     """
@@ -84,8 +81,8 @@ def save_checkpoint(folder: Path, run: Run, *, step: int, progress: Mapping[str,
 def load_checkpoint(path: Path, run: Run) -> dict[str, Any]:
     """Put every part into the saved state, random generators last, and return the saved ``progress``.
 
-    Raises DigestMismatch where a teacher is another one than before (naming both), ValueError where the file
-    is no checkpoint or parts, settings or the number of ranks differ. Nothing was changed then.
+    Raises DigestMismatch where a teacher is another one than before (naming both), ValueError where the file is no
+    checkpoint or parts, settings or the number of ranks differ. Nothing was changed then.
     """
     content = _content(path)
     rank, num_ranks = _ranks()

@@ -55,13 +55,12 @@ class CropDataset(Dataset[Crops]):
     """``schedule.per_visit`` crops of each image, for ``DataLoader(dataset, batch_size=B, collate_fn=collate_crops)``.
 
     ``images``: a folder with one folder per class, or any data set of (image, target) without transforms, where an
-    image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path.
-    ``student_rendering``: how the student sees a box; the teacher's way where it is not given.
-    ``student_transform``: called on each crop in the student's rendering as a Pillow image; returns a tensor, of one
-    shape for all crops (RandAugment, ToTensor, Normalize, RandomErasing ... of torchvision or timm). Its random numbers
-    depend on (seed, sample, view) alone, whichever worker runs it, so that a resumed run sees the same images.
-    ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0, and a
-    warning names the image.
+    image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path. ``student_rendering``: how the student
+    sees a box; the teacher's way where it is not given. ``student_transform``: called on each crop in the student's
+    rendering as a Pillow image; returns a tensor, of one shape for all crops (RandAugment, ToTensor, Normalize,
+    RandomErasing ... of torchvision or timm). Its random numbers depend on (seed, sample, view) alone, whichever worker
+    runs it, so that a resumed run sees the same images. ``on_unreadable``: "raise" UnreadableImage, or "skip": the
+    batch keeps its shape, these crops get weight 0, and a warning names the image.
 
     Call ``set_epoch`` before each pass, with persistent workers too.
     """
@@ -179,8 +178,9 @@ class CropDataset(Dataset[Crops]):
             cut(pixels, boxes, self.student_rendering, out=images.numpy())
 
     def _keys(self, loaded: _Loaded, boxes: NDArray[np.void]) -> NDArray[np.uint8]:
-        """Keys [m, 16]: by what the image holds, so that neither two data sets' equal names nor a changed file can
-        be taken for one another."""
+        """Keys [m, 16]: by what the image holds, so that neither two data sets' equal names nor a changed file can be
+        taken for one another.
+        """
         if loaded.image is None:
             blank = CropBox(top=0, left=0, height=1, width=1)
             references, places = [CropRef(dataset="", sample="")] * len(boxes), [blank] * len(boxes)

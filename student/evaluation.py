@@ -24,8 +24,8 @@ CALIBRATION_BINS = 15
 class Evaluation:
     """Shares from 0 to 1 over ``crops`` crops that had a target; NaN where there were none.
 
-    ``calibration_error`` is the expected calibration error over 15 equal bins of confidence (arXiv
-    1706.04599). ``agreement``: share of the answered crops whose most probable class is the teacher's, too.
+    ``calibration_error`` is the expected calibration error over 15 equal bins of confidence (arXiv 1706.04599).
+    ``agreement``: share of the answered crops whose most probable class is the teacher's, too.
     """
 
     crops: int
@@ -53,10 +53,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate in eval mode, without gradients, and restore the mode.
 
-    ``split(batch)`` gives the student's input and the class numbers [N] (NO_TARGET does not count); by
-    default a batch is that pair. A LabelledLoader's labels give the agreement. Under torch.distributed each
-    rank evaluates its own share, which may be of any size, and all get the same result; pass the bare module,
-    not the DDP wrapper.
+    ``split(batch)`` gives the student's input and the class numbers [N] (NO_TARGET does not count); by default a batch
+    is that pair. A LabelledLoader's labels give the agreement. Under torch.distributed each rank evaluates its own
+    share, which may be of any size, and all get the same result; pass the bare module, not the DDP wrapper.
     """
     device = torch.device(device)
     sums = torch.zeros(8, dtype=torch.float64, device=device)

@@ -1,5 +1,4 @@
-"""One pass of a LabelledLoader: reads ahead, asks the teacher, hands out in order, and knows what was
-consumed.
+"""One pass of a LabelledLoader: reads ahead, asks the teacher, hands out in order, and knows what was consumed.
 
 Everything happens in the caller's thread. Knows neither models nor losses, nor how labels travel.
 """
@@ -60,9 +59,7 @@ class BatchViews(Generic[Batch]):
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a pass is, and what its order came from: torch's random state when it began, or the loader's
-    own state.
-    """
+    """How far a pass is, and what its order came from: torch's random state when it began, or the loader's own state."""
 
     batches: int = 0
     torch_rng: torch.Tensor | None = None
@@ -160,9 +157,7 @@ class LabelPass(Generic[Batch]):
         return asked.batch, labels
 
     def _begin(self) -> Iterator[Batch]:
-        """The wrapped loader's iterator, past the batches that were consumed before a resume, in the same
-        order.
-        """
+        """The wrapped loader's iterator, past the batches that were consumed before a resume, in the same order."""
         progress, generator = self.progress, getattr(self._loader, "generator", None)
         if progress.inner is not None or progress.batches == 0:
             progress.torch_rng = torch.get_rng_state()
@@ -183,11 +178,9 @@ class LabelPass(Generic[Batch]):
         return batches
 
     def _top_up(self) -> None:
-        """Ask ahead while there is room, but never wait for room while a batch could be yielded: nobody would
-        make any.
+        """Ask ahead while there is room, but never wait for room while a batch could be yielded: nobody would make any.
 
-        Once the oldest answer is there, at most two batches are read, so that the depth still grows by one
-        each time.
+        Once the oldest answer is there, at most two batches are read, so that the depth still grows by one each time.
         """
         read = 0
         while self._limit is None or len(self.in_flight) < self._limit:

@@ -145,9 +145,14 @@ class LabelledLoader(Generic[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """Where the student is: the epoch and the batches it has *consumed*; batches asked ahead do not
         count.
+
+        After the last batch of a pass of known length this is the beginning of the next one (frameworks that
+        count batches never ask for the end of a pass).
         """
-        progress = self._resume or self._progress
-        return {"epoch": self.epoch, "num_batches": _length(self.loader), **dataclasses.asdict(progress)}
+        progress, length = self._resume or self._progress, _length(self.loader)
+        if progress.batches == length:
+            progress = Progress()
+        return {"epoch": self.epoch, "num_batches": length, **dataclasses.asdict(progress)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on after the consumed batches, which are read again but not asked of the

@@ -38,8 +38,8 @@ class ServedTeacher:
 
 
 def list_teachers(address: str, *, api_key: str = "", timeouts: Timeouts | None = None) -> list[ServedTeacher]:
-    """Every teacher of the farm at ``address``; of several addresses, the first that answers. Not from inside
-    an event loop. Raises SessionLost when none answers.
+    """Every teacher of the farm at ``address``; of several addresses, the first that answers. Not from inside an event
+    loop. Raises SessionLost when none answers.
     """
     return asyncio.run(list_teachers_async(address, api_key=api_key, timeouts=timeouts or Timeouts(connect_s=10.0)))
 

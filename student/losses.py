@@ -1,12 +1,11 @@
 """Distillation losses on soft labels: plain functions, computed in float32 (float64 stays) with autocast off.
 
-Every loss is a weighted mean over crops: the sum of ``labels.weight * loss`` divided by the sum of the
-weights. Under DistributedDataParallel the weights are summed over all ranks and the loss is multiplied by the
-number of ranks, so that the gradient that DDP averages is the gradient of the global mean, however the
-unanswered crops are spread; one rank's loss is then no mean of its own, but the mean over ranks is the global
-loss. This happens when a process group exists and the logits need a gradient; every rank must then call the
-loss in every step. No weight at all gives a loss of 0 that still has a graph. Knows nothing of clients and
-loaders.
+Every loss is a weighted mean over crops: the sum of ``labels.weight * loss`` divided by the sum of the weights. Under
+DistributedDataParallel the weights are summed over all ranks and the loss is multiplied by the number of ranks, so that
+the gradient that DDP averages is the gradient of the global mean, however the unanswered crops are spread; one rank's
+loss is then no mean of its own, but the mean over ranks is the global loss. This happens when a process group exists
+and the logits need a gradient; every rank must then call the loss in every step. No weight at all gives a loss of 0
+that still has a graph. Knows nothing of clients and loaders.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from teacherfarm.protos.soft_label import Completion, SoftLabels
 
 NO_TARGET = -100
-"""A hard target that counts nothing (torch's own ``ignore_index``), for example of an image that could not be
-read.
-"""
+"""A hard target that counts nothing (torch's own ``ignore_index``), for example of an image that could not be read."""
 
 
 def soft_cross_entropy(
@@ -44,14 +41,12 @@ def soft_cross_entropy(
     hard_fallback: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Cross-entropy of the student's softmax(logits / T) under the teacher's distribution at T; no hidden
-    T**2.
+    """Cross-entropy of the student's softmax(logits / T) under the teacher's distribution at T; no hidden T**2.
 
-    FKD's loss (Shen and Xing, arXiv 2112.01528) at T = 1. ``labels`` may be a tensor [N, C] of target
-    distributions (mixed labels, say), whose rows then count equally. Top-k labels are completed by
-    ``completion`` (FKD's marginal smoothing, or "renorm") without building [N, C] targets, and take the
-    temperature they were cut at only. ``hard_fallback``: class numbers [N], used with weight 1 for the crops
-    that have weight 0 (NO_TARGET: still none).
+    FKD's loss (Shen and Xing, arXiv 2112.01528) at T = 1. ``labels`` may be a tensor [N, C] of target distributions
+    (mixed labels, say), whose rows then count equally. Top-k labels are completed by ``completion`` (FKD's marginal
+    smoothing, or "renorm") without building [N, C] targets, and take the temperature they were cut at only.
+    ``hard_fallback``: class numbers [N], used with weight 1 for the crops that have weight 0 (NO_TARGET: still none).
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_q = _student(logits, temperature)
@@ -70,11 +65,10 @@ def kd_divergence(
     hard_fallback: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """KL(teacher at T || student at T), times T**2 where ``t_squared`` (Hinton, Vinyals and Dean, arXiv
-    1503.02531).
+    """KL(teacher at T || student at T), times T**2 where ``t_squared`` (Hinton, Vinyals and Dean, arXiv 1503.02531).
 
-    T**2 keeps the gradient's size comparable over temperatures when a hard-label term stands beside it; which
-    papers use it differs, so the caller says. The other arguments are :func:`soft_cross_entropy`'s.
+    T**2 keeps the gradient's size comparable over temperatures when a hard-label term stands beside it; which papers
+    use it differs, so the caller says. The other arguments are :func:`soft_cross_entropy`'s.
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_q = _student(logits, temperature)
@@ -91,11 +85,10 @@ def sigmoid_cross_entropy(
     *,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of each class, averaged over classes, for teachers of independent (multi-label)
-    classes.
+    """Binary cross-entropy of each class, averaged over classes, for teachers of independent (multi-label) classes.
 
-    Each class is a two-way distribution distilled as in arXiv 1503.02531: sigmoid(z / T) on both sides, no
-    hidden T**2. A tensor of ``labels`` holds the teacher's probabilities [N, C].
+    Each class is a two-way distribution distilled as in arXiv 1503.02531: sigmoid(z / T) on both sides, no hidden T**2.
+    A tensor of ``labels`` holds the teacher's probabilities [N, C].
     """
     with torch.autocast(logits.device.type, enabled=False):
         scaled = _wide(logits) / temperature
@@ -111,9 +104,7 @@ def sigmoid_cross_entropy(
 
 
 def hard_cross_entropy(logits: Tensor, targets: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
-    """Plain cross-entropy with class numbers [N]; NO_TARGET counts nothing. Averaged over ranks like the
-    others.
-    """
+    """Plain cross-entropy with class numbers [N]; NO_TARGET counts nothing. Averaged over ranks like the others."""
     with torch.autocast(logits.device.type, enabled=False):
         return _mean(*_hard(logits, targets), logits, group)
 
@@ -126,9 +117,7 @@ def with_hard_labels(
     hard_weight: float,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """(1 - hard_weight) * soft_loss + hard_weight * cross-entropy with ``targets``: both terms of arXiv
-    1503.02531.
-    """
+    """(1 - hard_weight) * soft_loss + hard_weight * cross-entropy with ``targets``: both terms of arXiv 1503.02531."""
     if not 0 <= hard_weight <= 1:
         raise ValueError(f"hard_weight is a share from 0 to 1, got {hard_weight}")
     if hard_weight == 0:
@@ -138,9 +127,7 @@ def with_hard_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """Target distributions [N, C], or of k classes [N, k] and of each of the ``num_others`` remaining ones
-    [N].
-    """
+    """Target distributions [N, C], or of k classes [N, k] and of each of the ``num_others`` remaining ones [N]."""
 
     log_p: Tensor
     classes: Tensor | None = None
@@ -219,9 +206,7 @@ def _check(labels: SoftLabels, logits: Tensor) -> None:
 
 
 def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
-    """An array from a label record on the device; records may be read-only or unaligned, which torch refuses
-    to view.
-    """
+    """An array from a label record on the device; records may be read-only or unaligned, which torch refuses to view."""
     fit = values.flags.writeable and values.flags.c_contiguous and values.flags.aligned
     return torch.from_numpy(values if fit else np.array(values)).to(device, non_blocking=True)
 

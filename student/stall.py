@@ -1,6 +1,4 @@
-"""How much of its time a student waited for soft labels, and the same in words. Plain arithmetic; reads no
-clock.
-"""
+"""How much of its time a student waited for soft labels, and the same in words. Plain arithmetic; reads no clock."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 class StatelessTransform:
     """Calls ``transform`` on crops as Pillow images, with torch's (CPU), Python's and NumPy's global generators seeded
-    for each crop, and leaves those generators as they were."""
+    for each crop, and leaves those generators as they were.
+    """
 
     def __init__(self, transform: Callable[[Image], Tensor], *, seed: int) -> None:
         self.transform = transform

@@ -1,8 +1,6 @@
-"""Keeps the teacher's running top-1 against the data set's targets and speaks up once when it is implausibly
-low.
+"""Keeps the teacher's running top-1 against the data set's targets and speaks up once when it is implausibly low.
 
-A teacher whose classes are in another order, or whose crops have swapped channels, trains a bad student in
-silence.
+A teacher whose classes are in another order, or whose crops have swapped channels, trains a bad student in silence.
 """
 
 from __future__ import annotations
@@ -47,9 +45,7 @@ class TeacherWatch:
         return self.agreed / self.crops if self.crops else float("nan")
 
     def note(self, labels: SoftLabels, targets: NDArray[Any]) -> None:
-        """Count one batch; after 500 crops warn (or raise BadTeacher) once if top-1 is below 0.3 and 5 x
-        chance.
-        """
+        """Count one batch; after 500 crops warn (or raise BadTeacher) once if top-1 is below 0.3 and 5 x chance."""
         targets = np.asarray(targets)
         if targets.shape != (len(labels),) or not np.issubdtype(targets.dtype, np.integer):
             raise ValueError(

@@ -1,7 +1,7 @@
 """Does each extra bring what its packages import, and nothing it must not? ``python -m tools.check_extras``.
 
-The base and ``server`` are installed from a freshly built wheel into a throw-away environment. The others
-take gigabytes: their packages are imported here, every distribution hidden that the extra does not pull in.
+The base and ``server`` are installed from a freshly built wheel into a throw-away environment. The others take
+gigabytes: their packages are imported here, every distribution hidden that the extra does not pull in.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Does a teacher fit a data set? teacherfarm check DATA --teacher-address ... : accuracy, class names, a
-verdict.
+"""Does a teacher fit a data set? teacherfarm check DATA --teacher-address ... : accuracy, class names, a verdict.
 
 Trains nothing and writes nothing but the picture that it is asked for.
 """
@@ -121,9 +120,7 @@ def _ask(
     *,
     swap_channels: bool = False,
 ) -> Counts:
-    """The teacher's answers for at most ``--images`` of a data set, counted; ``worst`` collects
-    disagreements.
-    """
+    """The teacher's answers for at most ``--images`` of a data set, counted; ``worst`` collects disagreements."""
     chosen = np.random.default_rng(options.seed).permutation(len(dataset))[: options.images]
     loader: DataLoader[Any] = DataLoader(
         Subset(dataset, chosen.tolist()),

@@ -45,6 +45,8 @@ from teacherfarm.student.recipes.run_log import PassRow, RunLog
 from teacherfarm.student.recipes.students import make_student
 from teacherfarm.student.settings import Timeouts
 
+STOPPED = 130
+GO_ON = "the same command with --resume goes on from there"
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -95,7 +97,8 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
         average = parts["ema"] = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     finished = student if average is None else average
     say(
-        f"student  {options.student}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters on {device}"
+        f"student  {options.student}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters "
+        f"on {device}"
     )
 
     def evaluate_on(loader: Any) -> Evaluation:
@@ -151,14 +154,16 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
 
                 meter.step(loss, len(labels))
                 steps = meter.steps
+                if step + 1 == len(loader):
+                    break  # kept below, with the pass evaluated
                 ask = ranks.num_ranks == 1 or steps % STEPS_PER_READING == 0
                 stop = ask and ranks.any(wish.noted)
                 if stop or (options.checkpoint_steps and steps % options.checkpoint_steps == 0):
                     save_checkpoint(out, run, step=steps, progress={"pass": number, "steps": steps}, keep=options.keep)
                 if stop:
                     meter.close()
-                    say(f"stopped at step {steps}; the same command with --resume goes on from there")
-                    return 130
+                    say(f"stopped at step {steps}; {GO_ON}")
+                    return STOPPED
 
             mean_loss, speed = meter.finish(), meter.images_per_s
             result = evaluate_on(val_loader)
@@ -182,6 +187,9 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
                     )
                 )
             save_checkpoint(out, run, step=steps, progress={"pass": number + 1, "steps": steps}, keep=options.keep)
+            if number + 1 < len(passes) and ranks.any(wish.noted):
+                say(f"stopped after epoch {this.epoch_after}; {GO_ON}")
+                return STOPPED
 
         # The finished student, beside its teacher.
         result = evaluate_on(LabelledLoader(val_loader, teacher, lambda batch: batch["crops"], on_mismatch="ignore"))
@@ -232,7 +240,8 @@ def check_options(options: argparse.Namespace, data: DistillData, activation: st
         )
     if options.batch_size < options.crops_per_image:
         raise ValueError(
-            f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got {options.batch_size}"
+            f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got "
+            f"{options.batch_size}"
         )
     if (options.hard_weight or options.hard_fallback) and data.train.match.unmatched:
         raise ValueError(f"hard labels need every class: {data.train.match}. Give --class-map FILE")

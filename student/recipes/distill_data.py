@@ -1,6 +1,4 @@
-"""The data of a distillation run: which crops, in which order, and what the folder's classes are to the
-teacher.
-"""
+"""The data of a distillation run: which crops, in which order, and what the folder's classes are to the teacher."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ class DistillData:
             )
 
     def train_loader(self, crops_per_image: int, teacher: TeacherClient) -> LabelledLoader[dict[str, Any]]:
-        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many
-        batches.
-        """
+        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many batches."""
         options, ranks = self._options, self._ranks
         dataset = CropDataset(
             self.train.source.root,

@@ -36,8 +36,8 @@ def marked_outputs(card: TeacherCard, pixels: NDArray[Any], outputs: Sequence[st
 class ScriptedBackend:
     """Answers with ``script(pixels, outputs)``; takes ``seconds_per_batch`` + N * ``seconds_per_crop`` a call.
 
-    Without a script every answer is zeros, made once. ``calls`` keeps the number of crops of each call.
-    A script may raise, which is what a broken teacher does.
+    Without a script every answer is zeros, made once. ``calls`` keeps the number of crops of each call. A script may
+    raise, which is what a broken teacher does.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The same crop, asked again while it is being computed, waits for that answer instead of asking the teacher twice.
 
 A claim covers the rows of one slice: rows that nobody is computing are fresh and become the claim's own, the others
-join somebody else's. An owner who leaves or fails passes its crops on: those who joined claim them anew, with their
-own pixels. Joins happen inside one scope only (project, teacher, label spec), so no tenant sees another's.
+join somebody else's. An owner who leaves or fails passes its crops on: those who joined claim them anew, with their own
+pixels. Joins happen inside one scope only (project, teacher, label spec), so no tenant sees another's.
 """
 
 from __future__ import annotations
