@@ -133,7 +133,9 @@ def test_an_impossible_value_is_named(values, words):
         ServerSettings(models="m", **values)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:7000", "192.168.1.2:7000", "example.org:7000", "127.example.org:7000", "[::]:7000"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:7000", "192.168.1.2:7000", "example.org:7000", "127.example.org:7000", "[::]:7000"]
+)
 @pytest.mark.parametrize("name", ["grpc", "zmq", "http"])
 def test_listening_beyond_this_machine_must_be_meant(name, address):
     with pytest.raises(ValueError, match=rf"{name} = .*in the clear.*--allow-plaintext"):

@@ -1,0 +1,316 @@
+"""A lane under teachers that fail, die, hang and lie: every slice gets its own answer or fault, and nothing stays."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from teacherfarm.protos.faults import (
+    BackendDied,
+    BadTeacher,
+    DamagedArtifact,
+    NotReady,
+    PoisonBatch,
+    TeacherFailed,
+)
+from teacherfarm.teacher_server.farm import lane as lane_module
+from teacherfarm.teacher_server.farm.lane import Lane
+from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.projects.project import Project
+from tests.on_loop import on_loop, settled, until
+from tests.unit.teacher_server.scripted import CARD, Teacher, answer, crops, no_check, running_lane
+
+LABELS = ("log_probabilities",)
+PROJECT = Project(name="p")
+
+
+def ask(lane: Lane, *firsts: int, stream: str = "s", outputs=LABELS, project=PROJECT, priority=0) -> asyncio.Task:
+    return asyncio.ensure_future(lane.label(project, stream, crops(*firsts), outputs, priority))
+
+
+async def outcome(task: asyncio.Task):
+    """The exception's class, or the crops' numbers if every answer is the right one."""
+    try:
+        outputs = await task
+    except Exception as error:
+        return type(error)
+    return outputs
+
+
+def right(outputs, *firsts: int, names=LABELS) -> bool:
+    due = answer(crops(*firsts), names)
+    return outputs.keys() == due.keys() and all(np.array_equal(outputs[name], due[name]) for name in names)
+
+
+@on_loop
+async def test_slices_of_several_streams_ride_together_and_each_gets_its_own_rows():
+    teacher = Teacher(largest_batch=8)
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        first = ask(lane, 1)
+        await until(lambda: teacher.running)
+        others = [ask(lane, 10, 11, stream="a"), ask(lane, 20, stream="b"), ask(lane, 30, 31, 32, 33, 34, stream="c")]
+        await settled()
+        assert lane.waiting_crops == 8
+        assert "8 crops waiting, 1 of 1 slots busy" in repr(lane)
+        teacher.let_go()
+        assert right(await first, 1)
+        assert right(await others[0], 10, 11)
+        assert right(await others[1], 20)
+        assert right(await others[2], 30, 31, 32, 33, 34)
+        assert teacher.seen == [[1], [10, 11, 20, 30, 31, 32, 33, 34]]
+        assert lane.waiting_crops == 0
+
+
+@on_loop
+async def test_every_slot_pulls_and_no_more():
+    teacher = Teacher(largest_batch=2, slots=3)
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        tasks = [ask(lane, number, number, stream=str(number)) for number in range(5)]
+        await settled()
+        assert teacher.running == 3
+        teacher.let_go()
+        for number, task in enumerate(tasks):
+            assert right(await task, number, number)
+
+
+@on_loop
+async def test_a_failed_teacher_batch_is_split_until_the_culprit_stands_alone():
+    teacher = Teacher(largest_batch=8)
+    teacher.raises[66] = lambda: ZeroDivisionError("a layer of mine")
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        tasks = [ask(lane, 0)] + [ask(lane, n, stream=str(n)) for n in (1, 2, 66, 4, 5, 6, 7)]
+        await settled()
+        teacher.let_go()
+        for number, task in zip((0, 1, 2, None, 4, 5, 6, 7), tasks, strict=True):
+            if number is None:
+                with pytest.raises(TeacherFailed, match=r"'scripted' failed on this slice: a layer of mine"):
+                    await task
+            else:
+                assert right(await task, number)
+        assert teacher.seen[-1] != [66]
+        assert [66] in teacher.seen
+        assert sum(66 in firsts for firsts in teacher.seen) <= 4, "halved, not tried one by one"
+
+
+@on_loop
+async def test_a_slice_that_kills_three_backends_is_poison_and_its_neighbours_are_answered(monkeypatch):
+    monkeypatch.setattr(lane_module, "PAUSE_AFTER_DEATH_S", 0.0)
+    teacher = Teacher(largest_batch=8)
+    teacher.raises[66] = lambda: BackendDied("segmentation fault")
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        tasks = [ask(lane, 0)] + [ask(lane, n, stream=str(n)) for n in (1, 66, 3)]
+        await settled()
+        teacher.let_go()
+        assert right(await tasks[0], 0)
+        assert right(await tasks[1], 1)
+        assert right(await tasks[3], 3)
+        with pytest.raises(PoisonBatch, match="killed its backend 3 times: segmentation fault"):
+            await tasks[2]
+        assert sum(66 in firsts for firsts in teacher.seen) == 3
+        assert sum(1 in firsts for firsts in teacher.seen) == 2, "who was blamed with others is tried alone"
+        assert right(await ask(lane, 9), 9), "the slot goes on"
+
+
+@on_loop
+async def test_a_death_that_was_nobodys_fault_costs_nobody_an_answer(monkeypatch):
+    monkeypatch.setattr(lane_module, "PAUSE_AFTER_DEATH_S", 0.0)
+    teacher = Teacher(largest_batch=8)
+    deaths = iter([BackendDied("out of memory"), BackendDied("out of memory")])
+    teacher.rewrite = lambda outputs: raise_or(deaths, outputs)
+    async with running_lane(teacher) as lane:
+        tasks = [ask(lane, n, stream=str(n)) for n in (1, 2, 3)]
+        for number, task in zip((1, 2, 3), tasks, strict=True):
+            assert right(await task, number)
+
+
+def raise_or(errors, outputs):
+    for error in errors:
+        raise error
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda outputs: {name: values[:-1] for name, values in outputs.items()},
+        lambda outputs: {name: np.repeat(values, 2, axis=0) for name, values in outputs.items()},
+        lambda outputs: {},
+        lambda outputs: None,
+    ],
+    ids=["too few rows", "too many rows", "no output", "nothing"],
+)
+@on_loop
+async def test_an_answer_of_other_rows_than_asked_is_a_fault_and_no_label(lie):
+    teacher = Teacher()
+    teacher.rewrite = lie
+    async with running_lane(teacher) as lane:
+        tasks = [ask(lane, 1, 2), ask(lane, 3, stream="b")]
+        assert [await outcome(task) for task in tasks] == [TeacherFailed, TeacherFailed]
+        teacher.rewrite = lambda outputs: outputs
+        assert right(await ask(lane, 4), 4), "the slot goes on"
+
+
+@on_loop
+async def test_what_nobody_asked_for_cannot_end_a_slot():
+    teacher = Teacher()
+    teacher.rewrite = lambda outputs: {**outputs, "scalar": 5}
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        tasks = [ask(lane, n, stream=str(n)) for n in range(3)]
+        await settled()
+        teacher.let_go()
+        for number, task in enumerate(tasks):
+            assert right({name: (await task)[name] for name in LABELS}, number)
+
+
+@on_loop
+async def test_a_cancelled_slice_never_runs():
+    teacher = Teacher()
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        running = ask(lane, 1)
+        await until(lambda: teacher.running)
+        gone, stays = ask(lane, 2, stream="a"), ask(lane, 3, stream="b")
+        await settled()
+        gone.cancel()
+        await settled()
+        assert lane.waiting_crops == 1
+        teacher.let_go()
+        assert right(await stays, 3)
+        assert right(await running, 1)
+        assert teacher.seen == [[1], [3]]
+
+
+@on_loop
+async def test_who_is_cancelled_while_running_takes_nothing_from_the_neighbours():
+    teacher = Teacher()
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        one, other = ask(lane, 1, stream="a"), ask(lane, 2, stream="b")
+        await until(lambda: [1, 2] in teacher.seen)
+        one.cancel()
+        teacher.let_go()
+        assert right(await other, 2)
+
+
+@on_loop
+async def test_a_split_leaves_out_who_was_cancelled_meanwhile():
+    teacher = Teacher()
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        ask(lane, 0)
+        await until(lambda: teacher.running)
+        tasks = {n: ask(lane, n, stream=str(n)) for n in (1, 2, 66)}
+        await settled()
+        teacher.raises[66] = lambda: (tasks[2].cancel() and None) or ZeroDivisionError()
+        teacher.let_go()
+        assert await outcome(tasks[66]) is TeacherFailed
+        assert right(await tasks[1], 1)
+        assert [2] not in teacher.seen
+
+
+@on_loop
+async def test_output_sets_never_share_a_teacher_batch():
+    teacher = Teacher()
+    async with running_lane(teacher) as lane:
+        one, other = ask(lane, 1, stream="a"), ask(lane, 2, stream="b", outputs=(*LABELS, "embedding"))
+        assert right(await one, 1)
+        assert right(await other, 2, names=(*LABELS, "embedding"))
+        assert teacher.seen == [[1], [2]]
+
+
+@on_loop
+async def test_two_projects_share_by_weight():
+    teacher = Teacher(largest_batch=1)
+    async with running_lane(teacher) as lane:
+        teacher.hold()
+        ask(lane, 0)
+        await until(lambda: teacher.running)
+        heavy = [ask(lane, 1, project=Project(name="heavy", weight=3.0)) for _ in range(30)]
+        light = [ask(lane, 2, project=Project(name="light", weight=1.0)) for _ in range(30)]
+        await settled()
+        teacher.let_go()
+        await asyncio.gather(*heavy, *light)
+        assert sum(firsts == [1] for firsts in teacher.seen[1:41]) == 30
+
+
+@on_loop
+async def test_closing_fails_who_waits_and_who_runs():
+    teacher = Teacher(largest_batch=1)
+    lane = Lane(CARD, teacher, metrics=Metrics().lane("t"), preferred_batch=1)
+    await lane.start(no_check)
+    teacher.hold()
+    tasks = [ask(lane, n) for n in range(4)]
+    await until(lambda: teacher.running)
+    await lane.close()
+    assert [await outcome(task) for task in tasks] == [NotReady] * 4
+    assert teacher.closed
+    assert await outcome(ask(lane, 5)) is NotReady
+    assert not lane._pullers or all(puller.done() for puller in lane._pullers)
+    await lane.close()
+
+
+@on_loop
+async def test_closing_amid_a_split_fails_every_slice_of_it():
+    teacher = Teacher()
+    lane = Lane(CARD, teacher, metrics=Metrics().lane("t"))
+    await lane.start(no_check)
+    teacher.hold()
+    ask(lane, 0)
+    await until(lambda: teacher.running)
+    tasks = [ask(lane, n, stream=str(n)) for n in (66, 2, 3, 4)]
+    await settled()
+
+    def fail_and_hold():
+        teacher.hold()
+        return ZeroDivisionError()
+
+    teacher.raises[66] = fail_and_hold
+    teacher.let_go()
+    await until(lambda: teacher.seen[-1] == [66, 2])
+    await lane.close()
+    assert [await outcome(task) for task in tasks] == [NotReady] * 4
+
+
+@on_loop
+async def test_a_slice_waits_for_company_no_longer_than_allowed():
+    teacher = Teacher()
+    async with running_lane(teacher, preferred_batch=4, longest_wait_s=0.01) as lane:
+        assert right(await ask(lane, 1), 1)
+        both = [ask(lane, 2, 3, stream="a"), ask(lane, 4, 5, stream="b")]
+        await asyncio.gather(*both)
+        assert teacher.seen == [[1], [2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"), [(DamagedArtifact("no"), DamagedArtifact), (RuntimeError("INVALID_GRAPH"), BadTeacher)]
+)
+@on_loop
+async def test_a_teacher_that_cannot_start_says_so_to_everybody(error, fault):
+    lane = Lane(CARD, Teacher(), metrics=Metrics().lane("t"))
+    assert await outcome(ask(lane, 1)) is NotReady
+
+    async def fails(_):
+        raise error
+
+    with pytest.raises(fault, match=str(error)):
+        await lane.start(fails)
+    assert lane.state == "failed"
+    assert await outcome(ask(lane, 1)) is fault
+    await lane.close()
+
+
+@on_loop
+async def test_busy_slots_are_counted_down_whatever_happens(monkeypatch):
+    monkeypatch.setattr(lane_module, "PAUSE_AFTER_DEATH_S", 0.0)
+    teacher = Teacher()
+    teacher.raises = {1: lambda: ZeroDivisionError(), 2: lambda: BackendDied("gone")}
+    async with running_lane(teacher) as lane:
+        for first in (1, 2, 3):
+            await outcome(ask(lane, first))
+        await settled()
+        assert "0 crops waiting, 0 of 1 slots busy" in repr(lane)
