@@ -146,13 +146,11 @@ class LabelledLoader(Generic[Batch]):
         """Where the student is: the epoch and the batches it has *consumed*; batches asked ahead do not
         count.
 
-        After the last batch of a pass of known length this is the beginning of the next one (frameworks that
-        count batches never ask for the end of a pass).
+        After the last batch nothing is left of the pass, and one that is resumed from there is empty; the
+        next ``set_epoch``, or asking for a batch beyond the last one, begins a new one.
         """
-        progress, length = self._resume or self._progress, _length(self.loader)
-        if progress.batches == length:
-            progress = Progress()
-        return {"epoch": self.epoch, "num_batches": length, **dataclasses.asdict(progress)}
+        progress = self._resume or self._progress
+        return {"epoch": self.epoch, "num_batches": _length(self.loader), **dataclasses.asdict(progress)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on after the consumed batches, which are read again but not asked of the

@@ -97,8 +97,7 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
         average = parts["ema"] = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     finished = student if average is None else average
     say(
-        f"student  {options.student}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters "
-        f"on {device}"
+        f"student  {options.student}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters on {device}"
     )
 
     def evaluate_on(loader: Any) -> Evaluation:
@@ -155,7 +154,7 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
                 meter.step(loss, len(labels))
                 steps = meter.steps
                 if step + 1 == len(loader):
-                    break  # kept below, with the pass evaluated
+                    continue  # kept below, when the pass was evaluated
                 ask = ranks.num_ranks == 1 or steps % STEPS_PER_READING == 0
                 stop = ask and ranks.any(wish.noted)
                 if stop or (options.checkpoint_steps and steps % options.checkpoint_steps == 0):
@@ -240,8 +239,7 @@ def check_options(options: argparse.Namespace, data: DistillData, activation: st
         )
     if options.batch_size < options.crops_per_image:
         raise ValueError(
-            f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got "
-            f"{options.batch_size}"
+            f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got {options.batch_size}"
         )
     if (options.hard_weight or options.hard_fallback) and data.train.match.unmatched:
         raise ValueError(f"hard labels need every class: {data.train.match}. Give --class-map FILE")

@@ -382,6 +382,11 @@ def test_the_loader_knows_its_stall(monkeypatch):
     assert "teacher-bound 25%: waited 20.0 of 80.0 s" in labelled.report()
 
 
+def test_frameworks_that_move_batches_leave_the_labels_alone():
+    _, labels = next(iter(make()))
+    assert labels.to(torch.device("cpu"), non_blocking=True) is labels
+
+
 def test_it_says_how_it_is():
     labelled = make()
     iterator = iter(labelled)
