@@ -43,7 +43,7 @@ def plan_slices(seconds: float, num_contestants: int, *, shortest_s: float, long
 
 
 async def interleave(contestants: Mapping[str, RunSlice], *, rounds: int, slice_s: float) -> dict[str, list[float]]:
-    """Crops/s of every slice by contestant, without the first round's. Each round goes through them in another order."""
+    """Crops/s of every slice by contestant, without the first round's; each round takes them in another order."""
     names = list(contestants)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):

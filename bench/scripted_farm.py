@@ -1,4 +1,4 @@
-"""A whole teacherfarm server whose teacher is no model: it answers zeros, at once or at a given pace. For wire and stall."""
+"""A whole server whose teacher is no model: it answers zeros, at once or at a given pace. For wire and stall."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_card() -> TeacherCard:
 
 
 def make_server(folder: Path, *, largest_batch: int, crops_per_second: float) -> Server:
-    """A server on free ports of this machine; ``crops_per_second`` 0 answers at once. ``folder`` takes a golden file."""
+    """A server on free ports; ``crops_per_second`` 0 answers at once. ``folder`` takes a golden file."""
     card = make_card()
     # Zeros for log-probabilities are the even distribution.
     even = np.full((1, NUM_CLASSES), 1 / NUM_CLASSES, np.float32)

@@ -1,4 +1,4 @@
-"""What the wire costs: a server that computes nothing, over bare loops that move the same bytes in the same messages."""
+"""What the wire costs: a server that computes nothing, over bare loops that move the same bytes in such messages."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def run(seconds: float) -> None:
 async def _run(seconds: float) -> None:
     crops_in_message = MESSAGE_BYTES // CROP_BYTES
     say(
-        f"wire: raw {SIZE} px crops in batches of {BATCH_CROPS}, {NUM_BATCHES} distinct batches in rotation, dense labels "
-        f"back; messages of {crops_in_message} crops\nsimulated: the teacher (it answers zeros at once)"
+        f"wire: raw {SIZE} px crops in batches of {BATCH_CROPS}, {NUM_BATCHES} distinct batches in rotation, dense "
+        f"labels back; messages of {crops_in_message} crops\nsimulated: the teacher (it answers zeros at once)"
     )
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_BATCHES, BATCH_CROPS, SIZE, SIZE, 3), np.uint8)
     batches = in_rotation(list(pixels))

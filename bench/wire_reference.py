@@ -1,6 +1,6 @@
 """Bare loops over ZeroMQ and gRPC that move the same bytes as teacherfarm and do nothing else: what a wire can do here.
 
-The same allocator settings as teacherfarm's, the server in a process of its own. Started as a program it is that server.
+The same allocator settings as teacherfarm's, the server in a process of its own: started as a program, this is it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import zmq
 
 from bench.pipeline import Pixels
@@ -30,7 +31,7 @@ def messages(batch: Pixels) -> list[memoryview]:
     """A batch in messages of at most 1 MiB of whole crops."""
     crop_bytes = batch[0].nbytes
     step = MESSAGE_BYTES // crop_bytes
-    flat = memoryview(batch.reshape(-1))
+    flat = batch.reshape(-1).view(np.uint8).data
     return [flat[start * crop_bytes : (start + step) * crop_bytes] for start in range(0, len(batch), step)]
 
 
@@ -124,7 +125,7 @@ class BareGrpc:
             await self._stream.write(b"".join((b"\x12", message)))
 
     async def _receive(self, waiting: deque[int]) -> int:
-        answer = await self._stream.read()
+        answer: Any = await self._stream.read()
         size = waiting.popleft()
         if answer is grpc.aio.EOF or len(answer) != size * LABEL_BYTES:
             raise RuntimeError(f"the echo of {size} crops is {answer!r:.40}")
@@ -139,7 +140,7 @@ def answer_zmq(socket: zmq.Socket[bytes], crop_bytes: int) -> None:
         socket.send_multipart((peer, zeros[: len(message) // crop_bytes * LABEL_BYTES]), copy=False)
 
 
-class BareStream(grpc.GenericRpcHandler):  # type: ignore[misc]
+class BareStream(grpc.GenericRpcHandler):
     """The echo of :class:`BareGrpc`."""
 
     def __init__(self, crop_bytes: int, *, writer: bool) -> None:
@@ -151,7 +152,7 @@ class BareStream(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(self._beside if self._writer else self._in_turn)
 
     async def _in_turn(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+        async for message in _messages(context):
             await context.write(self._answer(message))
 
     async def _beside(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
@@ -164,12 +165,20 @@ class BareStream(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _read(
         self, context: grpc.aio.ServicerContext[bytes, bytes], answers: asyncio.Queue[bytes | None]
     ) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+        async for message in _messages(context):
             answers.put_nowait(self._answer(message))
         answers.put_nowait(None)
 
     def _answer(self, message: bytes) -> bytes:
         return self._zeros[: len(message) // self._crop_bytes * LABEL_BYTES]
+
+
+async def _messages(context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+    while True:
+        message: Any = await context.read()
+        if message is grpc.aio.EOF:
+            return
+        yield message
 
 
 async def answer_grpc(handlers: dict[str, BareStream], announce: str) -> None:
