@@ -67,7 +67,7 @@ def _draw_curves(axes: Axes, outcome: Distilled) -> None:
     text = f"alone {outcome.alone.last.mean():.1%}"
     axes.text(num_passes, alone + 0.01, text, color=HARD, weight="bold", va="bottom", ha="right")
     axes.set_xlim(1, max(2, num_passes))
-    axes.set_ylim(max(0.0, np.floor((lowest - 0.01) * 10) / 10), 1.02)
+    axes.set_ylim(max(0.0, np.floor(lowest * 20) / 20), 1.02)
     axes.set_xlabel("passes over the training digits", color=MUTED)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -63,6 +63,7 @@ EXTRAS = (
         refused=frozenset({"prometheus-client", "pyzmq", "onnxruntime-gpu"}),
         goes_without=frozenset({"tensorrt", "triton_python_backend_utils"}),  # the machine's, and Triton's own
     ),
+    Extra(name="demo", packages=("demo",), refused=frozenset({"onnxruntime-gpu"})),
 )
 
 
