@@ -1,6 +1,7 @@
 import io
 import logging
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from teacherfarm.crops.cutting import cut, decode
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import UnreadableImage
-from teacherfarm.student import image_sources
+from teacherfarm.student import crop_collate, image_sources
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
 
 TEACHER = Rendering(height=24, width=20, interpolation="bicubic")
@@ -98,6 +99,17 @@ def test_other_loaders_may_collate_by_themselves(folder):
     assert batch["crops"].shape == (2, 2, 24, 20, 3)
     assert torch.equal(batch["crops"][1], dataset[3]["crops"])
     assert [item["samples"][0].item() for item in dataset.__getitems__([2, 1, 0])[1:]] == [1, 0]
+
+
+def test_a_worker_cuts_into_memory_that_it_shares(folder, monkeypatch):
+    dataset = CropDataset(folder, teacher_rendering=TEACHER, student_rendering=STUDENT)
+    here = collate_crops(dataset.__getitems__([0, 1]))
+    assert not here["crops"].is_shared()
+    monkeypatch.setattr(crop_collate, "get_worker_info", lambda: "a worker")
+    there = collate_crops(dataset.__getitems__([0, 1]))
+    assert there["crops"].is_shared()
+    assert there["images"].is_shared()
+    same(there, here)
 
 
 def test_the_order_of_files_is_that_of_torchvision(folder):
@@ -221,8 +233,6 @@ def test_keys_name_content_box_and_rendering(tmp_path):
 
 def noisy(image):
     """Draws from all three generators that augmentations use."""
-    import random
-
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
     return pixels * torch.rand(1) + random.random() + float(np.random.rand())
 
@@ -239,6 +249,7 @@ def test_the_students_transform_draws_by_sample_and_view_alone(folder):
     assert batch["crops"].dtype == torch.uint8
     torch.manual_seed(99)
     np.random.seed(99)
+    random.seed(99)
     again = collate_crops([dataset[2], dataset[1]])
     assert torch.equal(again["images"], batch["images"][[2, 1, 5, 4]])
     dataset.set_epoch(1)
