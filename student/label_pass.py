@@ -1,4 +1,5 @@
-"""One pass of a LabelledLoader: reads ahead, asks the teacher, hands out in order, and knows what was consumed.
+"""One pass of a LabelledLoader: reads ahead, asks the teacher, hands out in order, and knows what was
+consumed.
 
 Everything happens in the caller's thread. Knows neither models nor losses, nor how labels travel.
 """
@@ -59,7 +60,9 @@ class BatchViews(Generic[Batch]):
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a pass is, and what its order came from: torch's random state when it began, or the loader's own state."""
+    """How far a pass is, and what its order came from: torch's random state when it began, or the loader's
+    own state.
+    """
 
     batches: int = 0
     torch_rng: torch.Tensor | None = None
@@ -157,7 +160,9 @@ class LabelPass(Generic[Batch]):
         return asked.batch, labels
 
     def _begin(self) -> Iterator[Batch]:
-        """The wrapped loader's iterator, past the batches that were consumed before a resume, in the same order."""
+        """The wrapped loader's iterator, past the batches that were consumed before a resume, in the same
+        order.
+        """
         progress, generator = self.progress, getattr(self._loader, "generator", None)
         if progress.inner is not None or progress.batches == 0:
             progress.torch_rng = torch.get_rng_state()
@@ -168,19 +173,22 @@ class LabelPass(Generic[Batch]):
             torch.set_rng_state(progress.torch_rng)
         if progress.generator_rng is not None and isinstance(generator, torch.Generator):
             generator.set_state(progress.generator_rng)
-        batches = iter(self._loader)
-        for index in range(progress.batches):
-            if next(batches, batches) is batches:
-                raise ValueError(
-                    f"the saved state has consumed {progress.batches} batches, but the loader ends after {index}"
-                )
+        skip_samples = getattr(getattr(self._loader, "sampler", None), "skip_samples", None)
+        if callable(skip_samples):
+            skip_samples(progress.batches * self._loader.batch_size)  # type: ignore[attr-defined]
+            batches = iter(self._loader)
+        else:
+            batches = iter(self._loader)
+            _read_past(batches, progress.batches)
         torch.set_rng_state(here)
         return batches
 
     def _top_up(self) -> None:
-        """Ask ahead while there is room, but never wait for room while a batch could be yielded: nobody would make any.
+        """Ask ahead while there is room, but never wait for room while a batch could be yielded: nobody would
+        make any.
 
-        Once the oldest answer is there, at most two batches are read, so that the depth still grows by one each time.
+        Once the oldest answer is there, at most two batches are read, so that the depth still grows by one
+        each time.
         """
         read = 0
         while self._limit is None or len(self.in_flight) < self._limit:
@@ -230,6 +238,12 @@ class LabelPass(Generic[Batch]):
         now_s = time.perf_counter()
         self.stall.total_s += now_s - self._last_s
         self._last_s = now_s
+
+
+def _read_past(batches: Iterator[Any], num_batches: int) -> None:
+    for index in range(num_batches):
+        if next(batches, batches) is batches:
+            raise ValueError(f"the saved state has consumed {num_batches} batches, but the loader ends after {index}")
 
 
 def _pixels(view: Any) -> NDArray[Any]:

@@ -1,4 +1,5 @@
-"""Does a teacher fit a data set? teacherfarm check DATA --teacher-address ... : accuracy, class names, a verdict.
+"""Does a teacher fit a data set? teacherfarm check DATA --teacher-address ... : accuracy, class names, a
+verdict.
 
 Trains nothing and writes nothing but the picture that it is asked for.
 """
@@ -28,7 +29,7 @@ from teacherfarm.student.recipes.check_options import add_arguments
 from teacherfarm.student.recipes.check_verdict import Counts, class_name, is_poor, verdict
 from teacherfarm.student.recipes.class_names import match_classes
 from teacherfarm.student.recipes.contact_sheet import Disagreement, draw_contact_sheet
-from teacherfarm.student.recipes.distill_data import Images
+from teacherfarm.student.recipes.distill_data import Images, num_workers
 from teacherfarm.student.recipes.folders import image_folder
 from teacherfarm.student.settings import Timeouts
 
@@ -120,12 +121,14 @@ def _ask(
     *,
     swap_channels: bool = False,
 ) -> Counts:
-    """The teacher's answers for at most ``--images`` of a data set, counted; ``worst`` collects disagreements."""
+    """The teacher's answers for at most ``--images`` of a data set, counted; ``worst`` collects
+    disagreements.
+    """
     chosen = np.random.default_rng(options.seed).permutation(len(dataset))[: options.images]
     loader: DataLoader[Any] = DataLoader(
         Subset(dataset, chosen.tolist()),
         batch_size=options.batch_size,
-        num_workers=options.workers,
+        num_workers=num_workers(options),
         collate_fn=collate,
     )
     labelled = LabelledLoader(

@@ -40,5 +40,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write the worst disagreements as a picture")
     parser.add_argument("--batch-size", type=int, default=64, metavar="CROPS", help="default: 64")
-    parser.add_argument("--workers", type=int, default=4, help="processes that cut crops (default: 4)")
+    parser.add_argument("--workers", type=int, help="processes that cut crops (default: one per core, at most 8)")
     parser.add_argument("--seed", type=int, default=0, help="which images and crops (default: 0)")

@@ -22,7 +22,8 @@ MOST_PAIRS = 20
 
 @dataclass(kw_only=True)
 class Counts:
-    """The teacher on one set of crops. ``crops``, ``top1``, ``top5``: of those with an answer and a known target.
+    """The teacher on one set of crops. ``crops``, ``top1``, ``top5``: of those with an answer and a known
+    target.
 
     ``said``: how often each folder's crops [F] got each of the teacher's classes [C]; ``confidence``: summed.
     """
@@ -58,7 +59,8 @@ class Counts:
 
     @property
     def consistent_share(self) -> float:
-        """Of the answered crops, those that got their folder's most frequent answer; 0 where too few can tell.
+        """Of the answered crops, those that got their folder's most frequent answer; 0 where too few can
+        tell.
 
         High where the teacher tells the classes apart but calls them something else.
         """
@@ -84,7 +86,8 @@ def verdict(
 ) -> tuple[bool, list[str]]:
     """Whether the teacher fits, and what to say: the verdict first, then what to do.
 
-    ``swapped``: the validation crops once more with red and blue exchanged, where the first figures were poor.
+    ``swapped``: the validation crops once more with red and blue exchanged, where the first figures were
+    poor.
     """
     remarks = _remarks(val, train, match)
     renamed = _renamed(val, match, card) if not val.crops or is_poor(val, card) else []

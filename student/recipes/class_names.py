@@ -1,4 +1,6 @@
-"""Which of the teacher's classes a folder's class is: by name, by WordNet id, by number. Says what it could not match."""
+"""Which of the teacher's classes a folder's class is: by name, by WordNet id, by number. Says what it could
+not match.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _WORDNET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """``numbers``: the teacher's class of each folder's class, NO_TARGET where none was found; ``how``: in words."""
+    """``numbers``: the teacher's class of each folder's class, NO_TARGET where none was found; ``how``: in
+    words.
+    """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -36,7 +40,9 @@ class ClassMatch:
 
 
 def match_classes(names: Sequence[str], card: TeacherCard, class_map: Path | None = None) -> ClassMatch:
-    """Match a folder's class names to the card's; ``class_map`` (lines "FOLDER = CLASS", name or number) decides first."""
+    """Match a folder's class names to the card's; ``class_map`` (lines "FOLDER = CLASS", name or number)
+    decides first.
+    """
     names = tuple(names)
     if class_map is not None:
         return _by_map(names, card, class_map)
@@ -84,7 +90,9 @@ def _plain(name: str) -> str:
 
 
 def _spellings(classes: Sequence[str]) -> dict[str, int]:
-    """Every way to write a class ("tench, Tinca tinca" also as "tench"); what would mean two classes means none."""
+    """Every way to write a class ("tench, Tinca tinca" also as "tench"); what would mean two classes means
+    none.
+    """
     found: dict[str, int] = {}
     ambiguous: set[str] = set()
     for number, written in enumerate(classes):

@@ -14,7 +14,9 @@ COLUMNS = 6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Disagreement:
-    """One crop [H, W, 3]: the folder's class, the teacher's and its probability, the log-probability of the folder's."""
+    """One crop [H, W, 3]: the folder's class, the teacher's and its probability, the log-probability of the
+    folder's.
+    """
 
     pixels: NDArray[Any]
     folder: str

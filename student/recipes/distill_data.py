@@ -1,14 +1,17 @@
-"""The data of a distillation run: which crops, in which order, and what the folder's classes are to the teacher."""
+"""The data of a distillation run: which crops, in which order, and what the folder's classes are to the
+teacher.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Subset
 
 from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.crops.view_schedule import ViewSchedule
@@ -25,6 +28,7 @@ from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
 from teacherfarm.student.recipes.folders import image_folder
 from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.shard_sampler import ShardSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,11 @@ class Images:
         numbers = torch.tensor(self.match.numbers)
         known = (batch["targets"] >= 0) & (batch["weight"] > 0)
         return torch.where(known, numbers[batch["targets"].clamp(min=0)], NO_TARGET)
+
+
+def num_workers(options: argparse.Namespace) -> int:
+    """``--workers``, or one for each core that this process may use, at most 8."""
+    return min(len(os.sched_getaffinity(0)), 8) if options.workers is None else int(options.workers)
 
 
 class DistillData:
@@ -72,7 +81,9 @@ class DistillData:
             )
 
     def train_loader(self, crops_per_image: int, teacher: TeacherClient) -> LabelledLoader[dict[str, Any]]:
-        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many batches."""
+        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many
+        batches.
+        """
         options, ranks = self._options, self._ranks
         dataset = CropDataset(
             self.train.source.root,
@@ -82,14 +93,7 @@ class DistillData:
             schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
             on_unreadable="skip",
         )
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            dataset,
-            num_replicas=ranks.num_ranks,
-            rank=ranks.rank,
-            shuffle=True,
-            seed=options.seed,
-            drop_last=True,
-        )
+        sampler = ShardSampler(dataset, rank=ranks.rank, num_ranks=ranks.num_ranks, seed=options.seed)
         num_images = max(options.batch_size // crops_per_image, 1)
         loader = DataLoader(
             dataset,
@@ -97,10 +101,10 @@ class DistillData:
             sampler=sampler,
             # A last batch of one crop would break batch normalisation.
             drop_last=len(sampler) >= num_images,
-            num_workers=options.workers,
+            num_workers=num_workers(options),
             collate_fn=collate_crops,
             pin_memory=ranks.device.type == "cuda",
-            persistent_workers=options.workers > 0,
+            persistent_workers=num_workers(options) > 0,
         )
         return LabelledLoader(
             loader,
@@ -121,7 +125,7 @@ class DistillData:
             fraction=self._card.center_crop_fraction,
         )
         share = Subset(dataset, self._ranks.share(len(dataset)))
-        return DataLoader(share, batch_size=self._options.batch_size, num_workers=self._options.workers)
+        return DataLoader(share, batch_size=self._options.batch_size, num_workers=num_workers(self._options))
 
     def student_input(self, batch: dict[str, Any]) -> Tensor:
         """Normalised pixels [N, 3, H, W] on this rank's device."""

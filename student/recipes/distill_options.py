@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision (default: off)"
     )
     training.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    training.add_argument("--workers", type=int, default=4, help="processes that cut crops (default: 4)")
+    training.add_argument("--workers", type=int, help="processes that cut crops (default: one per core, at most 8)")
     training.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default: 0)")
     training.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
     training.add_argument(

@@ -1,4 +1,6 @@
-"""Finds the folders of images that a recipe was pointed at, and says what it expected when they are not there."""
+"""Finds the folders of images that a recipe was pointed at, and says what it expected when they are not
+there.
+"""
 
 from __future__ import annotations
 

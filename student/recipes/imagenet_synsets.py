@@ -1,4 +1,6 @@
-"""The WordNet ids of ImageNet-1k's classes (ILSVRC 2012), in class order: folders of ImageNet are named by them."""
+"""The WordNet ids of ImageNet-1k's classes (ILSVRC 2012), in class order: folders of ImageNet are named by
+them.
+"""
 
 _NUMBERS = """
 01440764 01443537 01484850 01491361 01494475 01496331 01498041 01514668 01514859 01518878 01530575 01531178

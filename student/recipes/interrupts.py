@@ -1,4 +1,6 @@
-"""Lets a run end between two steps when it is asked to: the first Ctrl-C or SIGTERM is a wish, the second one acts."""
+"""Lets a run end between two steps when it is asked to: the first Ctrl-C or SIGTERM is a wish, the second one
+acts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any, Self
 
 
 class StopWish:
-    """While entered, notes SIGINT and SIGTERM instead of dying of them. Only the main thread may listen to signals."""
+    """While entered, notes SIGINT and SIGTERM instead of dying of them. Only the main thread may listen to
+    signals.
+    """
 
     def __init__(self) -> None:
         self.noted = False

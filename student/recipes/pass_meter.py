@@ -19,7 +19,9 @@ STEPS_PER_READING = 20
 
 
 class PassMeter:
-    """``steps``: of the whole run, before this pass; ``done_before``: batches of this pass done before a resume."""
+    """``steps``: of the whole run, before this pass; ``done_before``: batches of this pass done before a
+    resume.
+    """
 
     def __init__(
         self, title: str, *, loader: LabelledLoader[Any], ranks: Ranks, log: RunLog | None, steps: int, done_before: int
@@ -34,7 +36,9 @@ class PassMeter:
         self._bar = tqdm(total=len(loader), initial=done_before, desc=title, unit="step", disable=disable)
 
     def step(self, loss: Tensor, num_crops: int) -> None:
-        """One more step was taken. Raises ValueError when the loss is no number any more (looked at now and then)."""
+        """One more step was taken. Raises ValueError when the loss is no number any more (looked at now and
+        then).
+        """
         self.steps += 1
         self._crops += num_crops
         self._recent += torch.stack([loss.detach().double(), torch.ones_like(loss, dtype=torch.float64)])

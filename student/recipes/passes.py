@@ -1,4 +1,6 @@
-"""How a run of E epochs divides into passes over the data, and the learning rate in each of them. Pure arithmetic."""
+"""How a run of E epochs divides into passes over the data, and the learning rate in each of them. Pure
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass over the data: it begins when ``epoch`` epochs are done and counts ``crops_per_image`` of them."""
+    """One pass over the data: it begins when ``epoch`` epochs are done and counts ``crops_per_image`` of
+    them.
+    """
 
     epoch: int
     crops_per_image: int
@@ -24,7 +28,9 @@ class Pass:
 
 
 def plan_passes(epochs: int, crops_per_image: int) -> list[Pass]:
-    """Passes of m crops per image, each counting m epochs; the last m epochs (at least) single-crop (FKD's accounting)."""
+    """Passes of m crops per image, each counting m epochs; the last m epochs (at least) single-crop (FKD's
+    accounting).
+    """
     if epochs < 1 or crops_per_image < 1:
         raise ValueError(f"epochs and crops per image are at least 1, got {epochs} and {crops_per_image}")
     multi = (epochs - crops_per_image) // crops_per_image if crops_per_image > 1 else 0

@@ -36,13 +36,17 @@ class Ranks:
         return bool(flag.item())
 
     def share(self, num_samples: int) -> range:
-        """This rank's part of a data set to evaluate: disjoint, nothing twice, at most one sample more than others."""
+        """This rank's part of a data set to evaluate: disjoint, nothing twice, at most one sample more than
+        others.
+        """
         return range(self.rank, num_samples, self.num_ranks)
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Join the others that torchrun started, if it did; NCCL on GPUs, gloo on CPUs. ``device``: "auto", "cpu", "cuda"."""
+    """Join the others that torchrun started, if it did; NCCL on GPUs, gloo on CPUs. ``device``: "auto",
+    "cpu", "cuda".
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

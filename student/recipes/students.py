@@ -1,4 +1,6 @@
-"""Where a student comes from: torchvision, timm, or a function of the user's. Always from scratch, for C classes."""
+"""Where a student comes from: torchvision, timm, or a function of the user's. Always from scratch, for C
+classes.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from teacherfarm.protos.faults import BadTeacher, Starved, WrongCropSize, WrongLayout, WrongNumberType
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.shard_sampler import ShardSampler
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import TeacherMismatch
 from tests.unit.student.fake_teacher import FakeTeacher, make_card
@@ -231,6 +232,37 @@ def test_resume_skips_exactly_what_was_consumed(shuffle, workers, consumed):
     assert torch.equal(torch.get_rng_state(), random_state)  # the student's own draws go on undisturbed
 
 
+class Counting(Crops):
+    def __init__(self):
+        super().__init__()
+        self.read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+def test_a_shard_sampler_skips_without_reading():
+    def loader(rank):
+        dataset = Counting()
+        sampler = ShardSampler(dataset, rank=rank, num_ranks=2, seed=9)
+        return make(loader=DataLoader(dataset, batch_size=4, sampler=sampler))
+
+    ranks = [loader(0), loader(1)]
+    orders = []
+    for labelled in ranks:
+        labelled.set_epoch(1)
+        orders.append(indices(batch for batch, _ in labelled))
+    assert sorted(index for batches in orders for batch in batches for index in batch) == list(range(22))
+    again = loader(1)
+    again.load_state_dict({**ranks[1].state_dict(), "batches": 2})
+    assert indices(batch for batch, _ in again) == orders[1][2:]
+    assert again.dataset.read == 11 - 8
+    again.set_epoch(2)
+    assert again.loader.sampler.epoch == 2
+    assert sum(len(labels) for _, labels in again) == 11
+
+
 def test_resume_with_a_generator_of_the_loader():
     def loader():
         return DataLoader(Crops(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(1))
@@ -266,6 +298,14 @@ def test_resume_with_another_loader_is_refused():
     state = {**make().state_dict(), "batches": 2}
     with pytest.raises(ValueError, match="had 6 batches when this state was saved and has 10 now"):
         make(40).load_state_dict(state)
+
+
+def test_resume_of_a_loader_that_ends_too_early_is_refused():
+    state = {**make(loader=Repeated()).state_dict(), "batches": 301}
+    labelled = make(loader=Repeated())
+    labelled.load_state_dict(state)
+    with pytest.raises(ValueError, match="has consumed 301 batches, but the loader ends after 300"):
+        next(iter(labelled))
 
 
 class Stateful:
