@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from typing import Any
+
+import grpc
 
 from teacherfarm.protos.faults import SessionLost
 from teacherfarm.protos.wire import (
@@ -16,10 +17,8 @@ from teacherfarm.protos.wire import (
     split,
 )
 
+# Set by teacherfarm/__init__.py, unless grpc was there before it or the environment asks for the handlers.
 _FORK_HANDLERS_OFF = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
-_IMPORTED_BEFORE = "grpc" in sys.modules
-
-import grpc  # noqa: E402 - after looking whether somebody else imported it before us
 
 METHOD = "/teacherfarm.v1.TeacherFarm/StreamLabels"
 KEEPALIVE_S = 30.0
@@ -97,10 +96,9 @@ class GrpcTransport:
 
 
 def require_fork_safety() -> None:
-    """Raise RuntimeError where grpc was imported before teacherfarm could switch its fork handlers off."""
-    if _IMPORTED_BEFORE and not _FORK_HANDLERS_OFF:
+    """Raise RuntimeError where grpc's fork handlers are on: imported before teacherfarm, or asked for."""
+    if not _FORK_HANDLERS_OFF:
         raise RuntimeError(
-            "grpc was imported before teacherfarm with its fork handlers on: DataLoader workers forked from now on "
-            "would crash. Import teacherfarm.student first, or set GRPC_ENABLE_FORK_SUPPORT=0 in the environment, "
-            "or use a zmq:// address"
+            "grpc's fork handlers are on: DataLoader workers forked while a stream is open would crash. Set "
+            "GRPC_ENABLE_FORK_SUPPORT=0 in the environment, or import teacherfarm before grpc, or use a zmq:// address"
         )
