@@ -52,15 +52,16 @@ class _Loaded:
 
 
 class CropDataset(Dataset[Crops]):
-    """``schedule.per_visit`` crops of each image, for ``DataLoader(dataset, batch_size=B, collate_fn=collate_crops)``.
+    """``schedule.per_visit`` crops of each image: ``DataLoader(dataset, batch_size=B, collate_fn=collate_crops)``.
 
-    ``images``: a folder with one folder per class, or any data set of (image, target) without transforms, where an
-    image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path. ``student_rendering``: how the student
-    sees a box; the teacher's way where it is not given. ``student_transform``: called on each crop in the student's
-    rendering as a Pillow image; returns a tensor, of one shape for all crops (RandAugment, ToTensor, Normalize,
-    RandomErasing ... of torchvision or timm). Its random numbers depend on (seed, sample, view) alone, whichever worker
-    runs it, so that a resumed run sees the same images. ``on_unreadable``: "raise" UnreadableImage, or "skip": the
-    batch keeps its shape, these crops get weight 0, and a warning names the image.
+    - ``images``: a folder with one folder per class, or any data set of (image, target) without transforms, where
+      an image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path.
+    - ``student_rendering``: how the student sees a box; the teacher's way where it is not given.
+    - ``student_transform``: called on each crop in the student's rendering as a Pillow image; returns a tensor, of
+      one shape for all crops (RandAugment, ToTensor, Normalize, RandomErasing ... of torchvision or timm). Its
+      random numbers depend on (seed, sample, view) alone, whichever worker runs it: a resumed run sees the same.
+    - ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0,
+      and a warning names the image.
 
     Call ``set_epoch`` before each pass, with persistent workers too.
     """
