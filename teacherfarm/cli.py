@@ -25,7 +25,7 @@ EPILOG = """\
 three commands from nothing to a student:
   teacherfarm export efficientnet-lite0 --out models/
   teacherfarm serve models/ --zmq 127.0.0.1:7001
-  teacherfarm distill DATA --teacher-address zmq://127.0.0.1:7001 --student torchvision:resnet18 --out run/
+  teacherfarm distill DATA --teacher-address zmq://127.0.0.1:7001 --student torchvision:resnet18 --out runs/first
 
 or see it all at once, in a few minutes on two cores:  teacherfarm demo
 a command's own help:  teacherfarm COMMAND --help

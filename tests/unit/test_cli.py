@@ -53,6 +53,13 @@ def test_help_names_every_command_and_says_what_to_do_first(capsys):
     assert "teacherfarm demo" in text
 
 
+def test_the_examples_of_the_help_are_right():
+    lines = [line.split() for line in cli.EPILOG.splitlines() if line.startswith("  teacherfarm ")]
+    assert [words[1] for words in lines] == ["export", "serve", "distill"]
+    for words in lines:
+        assert cli.make_parser(words[1]).parse_args(words[1:]).command == words[1]
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
 def test_every_command_has_help_of_its_own(command, capsys):
     with pytest.raises(SystemExit, match="0"):
