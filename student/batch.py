@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,9 +84,13 @@ class PendingBatch:
         records = self._records
         if records is None:
             records = np.zeros(len(self.pixels), spec.record_dtype(card))
-        self._delivery.set_result(SoftLabels.from_records(records, spec, card, self._answered.astype(np.float32)))
+        labels = SoftLabels.from_records(records, spec, card, self._answered.astype(np.float32))
+        # Another thread may cancel between the look and the delivery.
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            self._delivery.set_result(labels)
 
     def fail(self, fault: BaseException) -> None:
         """Hand over a fault instead."""
         if not self._delivery.done():
-            self._delivery.set_exception(fault)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                self._delivery.set_exception(fault)

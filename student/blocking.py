@@ -1,4 +1,6 @@
-"""The blocking face of the client: the asynchronous core on a thread and event loop of its own. No logic twice."""
+"""The blocking face of the client: the asynchronous core on a thread and event loop of its own. No logic
+twice.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ ROOM_CHECK_S = 0.5
 
 
 class LabelFuture:
-    """The labels of a submitted crop batch. Until collected, cancelled or forgotten it counts against the window."""
+    """The labels of a submitted crop batch. Until collected, cancelled or forgotten it counts against the
+    window.
+    """
 
     def __init__(self, client: TeacherClient, num_crops: int) -> None:
         self._client = client
@@ -39,10 +43,18 @@ class LabelFuture:
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> SoftLabels:
-        """Wait for the labels. Raises the fault that the batch got, or TimeoutError after ``timeout`` seconds."""
-        labels_or_fault = concurrent.futures.wait([self._future], timeout)
-        if labels_or_fault.not_done:
-            raise TimeoutError(f"no labels within {timeout} s (the batch is still being asked for)")
+        """Wait for the labels. Raises the fault that the batch got, or TimeoutError after ``timeout``
+        seconds.
+
+        Raises CancelledError after :meth:`cancel`, also where it was called by another thread meanwhile.
+        """
+        try:
+            self._future.exception(timeout)
+        except TimeoutError:
+            if not self._future.done():
+                raise TimeoutError(f"no labels within {timeout} s (the batch is still being asked for)") from None
+        except concurrent.futures.CancelledError:
+            pass
         self._collect()
         return self._future.result()
 
@@ -61,10 +73,11 @@ class LabelFuture:
 
 
 class TeacherClient:
-    """A student's connection to one teacher, for blocking code; :class:`AsyncTeacherClient` explains the arguments.
+    """A student's connection to one teacher, for blocking code; :class:`AsyncTeacherClient` explains the
+    arguments.
 
-    The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader workers
-    prepare crops, the main process asks for labels).
+    The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader
+    workers prepare crops, the main process asks for labels).
     """
 
     def __init__(
@@ -150,8 +163,9 @@ class TeacherClient:
             while not self._core.room.take(len(pixels)):
                 if not self._core.num_pending:
                     raise WindowFull(
-                        f"the window of {self._core.room.window_crops} crops is full of labels not collected yet: "
-                        "call .result() on earlier futures, or give the client a larger window="
+                        f"the window of {self._core.room.window_crops} crops is full of labels not "
+                        "collected yet: call .result() on earlier futures, or give the client a larger "
+                        "window="
                     )
                 self._room_changed.wait(ROOM_CHECK_S)
         answer = LabelFuture(self, len(pixels))
@@ -176,8 +190,8 @@ class TeacherClient:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():
             raise RuntimeError(
-                "this TeacherClient was made in another process: let DataLoader workers prepare crops only, and ask "
-                "for labels in the process that made the client (or make one here)"
+                "this TeacherClient was made in another process: let DataLoader workers prepare crops "
+                "only, and ask for labels in the process that made the client (or make one here)"
             )
         with self._lock:
             if self._closed:
@@ -201,7 +215,9 @@ def _end_thread(core: AsyncTeacherClient, loop: asyncio.AbstractEventLoop, threa
 
 
 def as_pixels(crops: Any) -> NDArray[Any]:
-    """A numpy view of an array or CPU tensor. A tensor elsewhere is refused: copying it back would hide the cost."""
+    """A numpy view of an array or CPU tensor. A tensor elsewhere is refused: copying it back would hide the
+    cost.
+    """
     if isinstance(crops, np.ndarray):
         return crops
     device = getattr(crops, "device", None)

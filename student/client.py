@@ -1,7 +1,8 @@
-"""The client's core: sessions, window, deadlines, and answers matched by batch id. Asynchronous; knows no torch.
+"""The client's core: sessions, window, deadlines, and answers matched by batch id. Asynchronous; knows no
+torch.
 
-Exactly one answer per crop batch, whatever dies in between: slices that a dead session left unanswered are sent again
-on the next one, the first answer of a row wins, and nothing is ever resent because it is slow.
+Exactly one answer per crop batch, whatever dies in between: slices that a dead session left unanswered are
+sent again on the next one, the first answer of a row wins, and nothing is ever resent because it is slow.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.accounts import ClientStats, Room
 from teacherfarm.student.batch import Delivery, PendingBatch
 from teacherfarm.student.handshake import shake_hands
-from teacherfarm.student.ledger import Ledger
+from teacherfarm.student.ledger import Ledger, PendingSlice
 from teacherfarm.student.retry import Backoff
 from teacherfarm.student.session import Session
 from teacherfarm.student.settings import WINDOW_CROPS, Address, OnStarved, Timeouts, parse_addresses, preference
@@ -43,18 +44,22 @@ log = logging.getLogger(__name__)
 PING_INTERVAL_S = 5.0
 STARVATION_CHECK_S = 0.1
 OpenTransport = Callable[[Address, Timeouts, str], Transport]
-"""A transport for one session with an address, and the teacher's name for those that have no server to tell it to."""
+"""A transport for one session with an address, and the teacher's name for those that have no server to tell
+it to.
+"""
 
 
 class AsyncTeacherClient:
-    """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as teacher``.
+    """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as
+    teacher``.
 
-    ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is served.
-    ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first session's is pinned.
-    ``spec``: what to ask for. ``window``: most crops submitted and not yet collected (bounds this side's memory).
-    ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log), "raise"
-    Starved, or "skip" (labels with weight 0 for the crops without answer). ``codec``: "raw", or "jpeg" (quality 95, a
-    seventh of the bytes) where the link is slow; labels then are those of the decoded crops.
+    ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is
+    served. ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first
+    session's is pinned. ``spec``: what to ask for. ``window``: most crops submitted and not yet collected
+    (bounds this side's memory). ``on_starved``: what to do when a batch got no labels for
+    ``timeouts.answer_s``: "wait" on (and log), "raise" Starved, or "skip" (labels with weight 0 for the crops
+    without answer). ``codec``: "raw", or "jpeg" (quality 95, a seventh of the bytes) where the link is slow;
+    labels then are those of the decoded crops.
     """
 
     def __init__(
@@ -103,8 +108,8 @@ class AsyncTeacherClient:
     def __repr__(self) -> str:
         state = "failed" if self._fatal else "connected" if self._session else "not connected"
         return (
-            f"<AsyncTeacherClient {self._teacher or '(only teacher)'} {state}, {len(self._ledger)} batches pending, "
-            f"{self._ledger.sent_crops} crops in flight, {self.stats.sessions} session(s)>"
+            f"<AsyncTeacherClient {self._teacher or '(only teacher)'} {state}, {len(self._ledger)} batches "
+            f"pending, {self._ledger.sent_crops} crops in flight, {self.stats.sessions} session(s)>"
         )
 
     @property
@@ -134,6 +139,8 @@ class AsyncTeacherClient:
     async def connect(self) -> None:
         """Open the first session; raises what the server refused it with, or SessionLost after ``connect_s``."""
         if self._connected is None:
+            if self._fatal is not None:
+                raise self._fatal
             keep_large_buffers()
             loop = asyncio.get_running_loop()
             self._connected = loop.create_future()
@@ -148,15 +155,18 @@ class AsyncTeacherClient:
         return await (await self.submit(crops, keys=keys, priority=priority))
 
     async def submit(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> asyncio.Future[SoftLabels]:
-        """Ask and do not wait for the answer, only for room in the window. ``crops`` must not change until answered."""
+        """Ask and do not wait for the answer, only for room in the window. ``crops`` must not change until
+        answered.
+        """
         await self.connect()
         self.card.crop_format.check(crops)
+        batch = CropBatch(pixels=crops, keys=keys, priority=priority)
         while not self.room.take(len(crops)):
             self._room_changed.clear()
             await self._room_changed.wait()
         answer: asyncio.Future[SoftLabels] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda _: self.collected(len(crops)))
-        self.enqueue(CropBatch(pixels=crops, keys=keys, priority=priority), answer)
+        self.enqueue(batch, answer)
         return answer
 
     def collected(self, num_crops: int) -> None:
@@ -198,6 +208,11 @@ class AsyncTeacherClient:
 
     def _queue(self, batch: PendingBatch) -> None:
         self._ledger.queue(batch)
+        if self._session is not None:
+            self._session.pump()
+
+    def _send_again(self, slice_: PendingSlice) -> None:
+        self._ledger.send_again(slice_)
         if self._session is not None:
             self._session.pump()
 
@@ -257,7 +272,15 @@ class AsyncTeacherClient:
         self._expected_teacher, self._expected_artifact = card.teacher_digest, welcome.artifact_digest
         self._card, self._spec = card, self._asked_spec.resolve(card)
         self.stats.sessions += 1
-        return Session(transport, welcome, card, self._spec, ledger=self._ledger, stats=self.stats)
+        return Session(
+            transport,
+            welcome,
+            card,
+            self._spec,
+            ledger=self._ledger,
+            stats=self.stats,
+            send_again=self._send_again,
+        )
 
     def _give_up_connecting_after(self, fault: TeacherFarmFault) -> None:
         """Before the first Welcome a wrong address is likelier than a bad moment: stop after ``connect_s``."""
@@ -302,8 +325,8 @@ class AsyncTeacherClient:
             waited_s = now_s - batch.asked_s
             batch.fail(
                 Starved(
-                    f"{batch.missing_crops} of {len(batch.pixels)} crops got no labels for {waited_s:.1f} s from "
-                    f"{', '.join(map(str, self._addresses))}. Is the farm up, and large enough? "
+                    f"{batch.missing_crops} of {len(batch.pixels)} crops got no labels for {waited_s:.1f} s "
+                    f"from {', '.join(map(str, self._addresses))}. Is the farm up, and large enough? "
                     "on_starved='skip' goes on without them, 'wait' waits"
                 )
             )

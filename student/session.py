@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,7 +35,11 @@ SHORTEST_DELAY_S = 0.01
 
 
 class Session:
-    """A greeted connection. ``spec`` is the resolved label spec, the same on every session of a client."""
+    """A greeted connection. ``spec`` is the resolved label spec, the same on every session of a client.
+
+    ``send_again`` is called with a slice that the server refused for now, once it may be sent again: maybe
+    only after this session ended, so it goes to whichever session there is then.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Session:
         *,
         ledger: Ledger,
         stats: ClientStats,
+        send_again: Callable[[PendingSlice], None],
     ) -> None:
         self.window_crops = welcome.window_crops
         self._transport = transport
@@ -54,6 +60,7 @@ class Session:
         self._record_dtype = spec.record_dtype(card)
         self._ledger = ledger
         self._stats = stats
+        self._send_again = send_again
         self._taken_crops = 0
         self._going_away = False
 
@@ -120,8 +127,8 @@ class Session:
         self._taken_crops += num_crops
         if labels.num_crops != num_crops or len(payload) != num_crops * self._record_dtype.itemsize:
             raise MalformedMessage(
-                f"{num_crops} labels of {self._record_dtype.itemsize} bytes were due, got {labels.num_crops} in "
-                f"{len(payload)} bytes"
+                f"{num_crops} labels of {self._record_dtype.itemsize} bytes were due, got "
+                f"{labels.num_crops} in {len(payload)} bytes"
             )
         if batch.given_up:
             self._stats.late_answers += 1
@@ -152,8 +159,3 @@ class Session:
         else:
             delay_s = max(fault.retry_after_s, SHORTEST_DELAY_S)
             asyncio.get_running_loop().call_later(delay_s, self._send_again, slice_)
-
-    def _send_again(self, slice_: PendingSlice) -> None:
-        # Through the ledger, so that the slice is not lost where this session has ended meanwhile.
-        self._ledger.send_again(slice_)
-        self.pump()

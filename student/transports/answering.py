@@ -44,12 +44,15 @@ class AnsweringTransport:
         self._crop_format = card.crop_format
         self._answers: asyncio.Queue[tuple[bytes, Buffer] | None] = asyncio.Queue()
         self._slices: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def open(self) -> None:
         """Nothing to connect to."""
 
     def send(self, header: bytes, payload: Buffer = b"") -> None:
-        """Take a message of the student's and answer it."""
+        """Take a message of the student's and answer it; nothing once closed."""
+        if self._closed:
+            return
         match decode_header(header):
             case Hello() as hello:
                 self._greet(hello)
@@ -62,13 +65,14 @@ class AnsweringTransport:
 
     async def receive(self) -> tuple[Buffer, Buffer]:
         """The next answer."""
-        answer = await self._answers.get()
+        answer = None if self._closed else await self._answers.get()
         if answer is None:
             raise SessionLost("the in-process teacher was closed")
         return answer
 
     async def close(self) -> None:
         """Withdraw what is under way."""
+        self._closed = True
         for task in list(self._slices):
             task.cancel()
         await asyncio.gather(*self._slices, return_exceptions=True)

@@ -93,6 +93,7 @@ class ZmqTransport:
         if socket is not None:
             loop.remove_reader(socket.fileno())
             socket.close(linger=0 if self._lost else int(self._close_s * 1000))
+        self._lose("closed")
         if context is not None:
             await loop.run_in_executor(None, context.term)
 
