@@ -1,4 +1,5 @@
-"""The ``teacherfarm`` command: finds the sub-command, loads that one's module alone, and turns faults into one line.
+"""The ``teacherfarm`` command: finds the sub-command, loads that one's module alone, and turns faults into
+one line.
 
 Knows the sub-commands' names and modules; what they take and do is theirs.
 """
@@ -74,13 +75,13 @@ COMMANDS = (
     ),
     Command(
         name="check",
-        module="teacherfarm.student.recipes.check",
+        module="teacherfarm.student.recipes.check_command",
         extra="student",
         about="does a teacher fit your images and your training crops?",
     ),
     Command(
         name="distill",
-        module="teacherfarm.student.recipes.distill",
+        module="teacherfarm.student.recipes.distill_command",
         extra="student",
         about="train a student on an image folder from soft labels",
     ),
@@ -94,7 +95,9 @@ COMMANDS = (
 
 
 def make_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The command line with the arguments of the ``chosen`` sub-command; the others are names and one line each."""
+    """The command line with the arguments of the ``chosen`` sub-command; the others are names and one line
+    each.
+    """
     parser = argparse.ArgumentParser(
         prog="teacherfarm",
         description=DESCRIPTION,
@@ -171,8 +174,8 @@ def explain_absent(command: Command, error: ModuleNotFoundError) -> str | None:
         return None
     or_gpu = " (with an NVIDIA GPU: 'teacherfarm[gpu]')" if command.extra == "server" else ""
     return (
-        f"needs the module {absent!r}, which is not installed here: "
-        f"pip install 'teacherfarm[{command.extra}]'{or_gpu}, or from a checkout pip install '.[{command.extra}]'"
+        f"needs the module {absent!r}, which is not installed here: pip install "
+        f"'teacherfarm[{command.extra}]'{or_gpu}, or from a checkout pip install '.[{command.extra}]'"
     )
 
 

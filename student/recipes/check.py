@@ -25,7 +25,7 @@ from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.image_sources import FolderImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
-from teacherfarm.student.recipes.check_options import add_arguments
+from teacherfarm.student.recipes.check_command import add_arguments
 from teacherfarm.student.recipes.check_verdict import Counts, class_name, is_poor, verdict
 from teacherfarm.student.recipes.class_names import match_classes
 from teacherfarm.student.recipes.contact_sheet import Disagreement, draw_contact_sheet

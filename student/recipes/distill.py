@@ -35,8 +35,8 @@ from teacherfarm.student.checkpoint import (
 from teacherfarm.student.evaluation import Evaluation, evaluate
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import kd_divergence, sigmoid_cross_entropy, soft_cross_entropy, with_hard_labels
+from teacherfarm.student.recipes.distill_command import add_arguments
 from teacherfarm.student.recipes.distill_data import DistillData
-from teacherfarm.student.recipes.distill_options import add_arguments
 from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.pass_meter import STEPS_PER_READING, PassMeter
 from teacherfarm.student.recipes.passes import learning_rate, plan_passes

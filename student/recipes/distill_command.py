@@ -26,12 +26,13 @@ eight GPUs of one machine (--batch-size is per process; scale --lr with the tota
   torchrun --nproc-per-node 8 --no-python teacherfarm distill DATA ... --device cuda
 
 What it writes to --out: step-*.pt (checkpoints), student.pt (weights, at the end), log.csv, tensorboard/, curves.png,
-result.json. Interrupted? The same command with --resume goes on, to the bit.
+result.json. Interrupted? The same command with --resume goes on, as if nothing had happened.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that :func:`teacherfarm.student.recipes.distill.main` reads."""
+    parser.usage = "%(prog)s DATA --teacher-address ADDRESS --student SOURCE --out FOLDER [options]"
     parser.description = DESCRIPTION
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -70,8 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="torchvision:NAME, timm:NAME, or package.module:function, called with num_classes=",
     )
     student.add_argument("--student-size", type=int, metavar="PX", help="its crops' size (default: the teacher's)")
-    student.add_argument("--mean", type=float, nargs=3, default=[0.485, 0.456, 0.406], metavar=("R", "G", "B"))
-    student.add_argument("--std", type=float, nargs=3, default=[0.229, 0.224, 0.225], metavar=("R", "G", "B"))
+    for name, imagenets in (("--mean", [0.485, 0.456, 0.406]), ("--std", [0.229, 0.224, 0.225])):
+        student.add_argument(
+            name,
+            type=float,
+            nargs=3,
+            default=imagenets,
+            metavar=("R", "G", "B"),
+            help="what its input is normalised by, for pixels in 0..1 (default: ImageNet's)",
+        )
 
     crops = parser.add_argument_group("crops")
     crops.add_argument(
@@ -93,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=30, help="default: 30")
+    training.add_argument("--epochs", type=int, default=30, metavar="E", help="default: 30")
     training.add_argument(
         "--batch-size", type=int, default=128, metavar="CROPS", help="crops per process (default: 128)"
     )
@@ -103,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr-per", choices=["pass", "step"], default="pass", help="how often it changes (default: pass)"
     )
     training.add_argument("--warmup-epochs", type=float, default=0.0, metavar="E", help="linear warm-up (default: 0)")
-    training.add_argument("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
+    training.add_argument("--weight-decay", type=float, default=1e-4, metavar="W", help="default: 1e-4")
     training.add_argument(
         "--clip-norm", type=float, default=0.0, metavar="NORM", help="clip gradients (default: 0, no)"
     )
@@ -123,14 +131,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision (default: off)"
     )
-    training.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    training.add_argument("--workers", type=int, help="processes that cut crops (default: one per core, at most 8)")
-    training.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default: 0)")
+    training.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or auto (default: auto)")
+    training.add_argument(
+        "--workers", type=int, metavar="N", help="processes that cut crops (default: one per core, at most 8)"
+    )
+    training.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and crops (default: 0)")
     training.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
     training.add_argument(
         "--checkpoint-steps", type=int, default=0, metavar="N", help="also every N steps (default: 0, no)"
     )
     training.add_argument("--keep", type=int, default=2, metavar="N", help="checkpoints kept (default: 2)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run it; see :func:`teacherfarm.student.recipes.distill.main`."""
+    from teacherfarm.student.recipes import distill
+
+    return distill.main(options)
 
 
 def add_teacher_arguments(group: argparse._ArgumentGroup) -> None:

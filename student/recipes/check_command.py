@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from teacherfarm.student.recipes.distill_options import add_teacher_arguments
+from teacherfarm.student.recipes.distill_command import add_teacher_arguments
 
 DESCRIPTION = """\
 Does this teacher fit these images? Asks it for the labels of the validation set and of training crops as the student
@@ -25,6 +25,7 @@ Exit status: 0 the teacher fits, 1 it does not (or it cannot be told).
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that :func:`teacherfarm.student.recipes.check.main` reads."""
+    parser.usage = "%(prog)s DATA --teacher-address ADDRESS [options]"
     parser.description = DESCRIPTION
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -40,5 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write the worst disagreements as a picture")
     parser.add_argument("--batch-size", type=int, default=64, metavar="CROPS", help="default: 64")
-    parser.add_argument("--workers", type=int, help="processes that cut crops (default: one per core, at most 8)")
-    parser.add_argument("--seed", type=int, default=0, help="which images and crops (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that cut crops (default: one per core, at most 8)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which images and crops (default: 0)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run it; see :func:`teacherfarm.student.recipes.check.main`."""
+    from teacherfarm.student.recipes import check
+
+    return check.main(options)
