@@ -8,7 +8,9 @@ import torch
 
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.checkpoint import list_checkpoints
+from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.recipes.distill import add_arguments, distill
+from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.ranks import Ranks
 from tests.unit.student.image_folders import write_images
 from tests.unit.student.pattern_teacher import CLASSES, PatternTeacher
@@ -60,6 +62,8 @@ def test_a_student_learns_from_the_stream(data, tmp_path, capsys):
     assert any((tmp_path / "tensorboard").iterdir())
     assert teacher.untaken == 0
     assert len(teacher.asked) == 3 * 96 + 2 * 48 + 18
+    passes = [frozenset(teacher.keys[12 * n : 12 * n + 12]) for n in range(3)]
+    assert len(set(passes)) == 3  # every pass has other crops
 
 
 @pytest.mark.parametrize(
@@ -117,8 +121,59 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, c
     assert distill(options(data, stopped, *more, "--resume"), ALONE, PatternTeacher()) == 0
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
     assert (stopped / "log.csv").read_text().count("\n") == (undisturbed / "log.csv").read_text().count("\n")
-    # Nothing left to do is fine, too.
-    assert distill(options(data, stopped, *more, "--resume"), ALONE, PatternTeacher()) == 0
+    # Nothing left to do is fine, too: only the validation images are asked once more.
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, teacher := PatternTeacher()) == 0
+    assert len(teacher.asked) == 18
+    torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
+
+
+def test_averaged_weights_are_what_is_evaluated_and_kept(data, tmp_path):
+    assert distill(options(data, tmp_path, "--ema", 0.9), ALONE, PatternTeacher()) == 0
+    assert weights(tmp_path)["n_averaged"] == 24
+
+
+def test_hard_labels_help_out_when_no_teacher_answers(data, tmp_path):
+    teacher = PatternTeacher()
+    answer = teacher.answer
+
+    def silent(crops):
+        labels = answer(crops)
+        labels.weight[:] = 0
+        return labels
+
+    teacher.answer = silent
+    assert distill(options(data, tmp_path, "--on-starved", "skip", "--hard-fallback"), ALONE, teacher) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["top1"] > 0.8
+
+
+def test_targets_are_the_teachers_numbers(data, tmp_path):
+    write_images(tmp_path / "train", ("cat", "griffin"), 1)
+    write_images(tmp_path / "val", ("cat",), 1)
+    of = DistillData(options(tmp_path, tmp_path / "out"), PatternTeacher().card, ALONE)
+    batch = {"targets": torch.tensor([0, 1, 0, NO_TARGET]), "weight": torch.tensor([1.0, 1, 0, 1])}
+    assert of.train.targets(batch).tolist() == [2, NO_TARGET, NO_TARGET, NO_TARGET]
+
+
+def test_the_seed_chooses_the_views(data, tmp_path):
+    def schedule(*more):
+        return DistillData(options(data, tmp_path, *more), PatternTeacher().card, ALONE).schedule
+
+    permuted = ["--order", "permute", "--views", 90]
+    one, other = schedule(*permuted, "--seed", 1), schedule(*permuted, "--seed", 2)
+    assert [one.seed, other.seed] == [1, 2]
+    assert schedule("--seed", 1).seed == 0
+
+
+def test_ranks_have_equally_many_batches_of_their_own_images(data, tmp_path):
+    card, teacher = PatternTeacher().card, PatternTeacher()
+    samples = []
+    for rank in range(3):
+        ranks = Ranks(rank=rank, num_ranks=3, device=torch.device("cpu"))
+        loader = DistillData(options(data, tmp_path), card, ranks).train_loader(1, teacher)
+        loader.set_epoch(1)
+        assert len(loader) == 2
+        samples.append([sample for batch, _ in loader for sample in batch["samples"].tolist()])
+    assert sorted(sample for share in samples for sample in share) == list(range(48))
 
 
 def test_checkpoints_come_every_so_many_steps(data, tmp_path):
