@@ -104,7 +104,16 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
         split = lambda batch: (data.student_input(batch), data.val.targets(batch))  # noqa: E731
         return evaluate(finished, loader, device, split=split, amp_dtype=AMP_TYPES[options.amp])
 
-    steps, loader, val_loader = begin["steps"], None, data.val_loader()
+    def run_with(loader: LabelledLoader[Any]) -> Run:
+        return Run(parts=parts, loader=loader, teachers={card.name: card.teacher_digest}, settings=data.settings())
+
+    steps, val_loader = begin["steps"], data.val_loader()
+    crops_per_image = passes[min(begin["pass"], len(passes) - 1)].crops_per_image
+    loader = data.train_loader(crops_per_image, teacher)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, run_with(loader))
+        say(f"going on from {checkpoint.name}, step {steps}")
+
     epochs_done = passes[begin["pass"]].epoch if begin["pass"] < len(passes) else options.epochs
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -113,13 +122,10 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
 
         for number in range(begin["pass"], len(passes)):
             this = passes[number]
-            if loader is None or this.crops_per_image != passes[number - 1].crops_per_image:
-                loader = data.train_loader(this.crops_per_image, teacher)
-            run = Run(parts=parts, loader=loader, teachers={card.name: card.teacher_digest}, settings=data.settings())
-            if checkpoint is not None:
-                load_checkpoint(checkpoint, run)
-                say(f"going on from {checkpoint.name}, step {steps}")
-                checkpoint = None
+            if this.crops_per_image != crops_per_image:
+                crops_per_image = this.crops_per_image
+                loader = data.train_loader(crops_per_image, teacher)
+            run = run_with(loader)
             loader.set_epoch(this.visit)
             done_before = loader.state_dict()["batches"]
 

@@ -122,8 +122,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, c
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
     assert (stopped / "log.csv").read_text().count("\n") == (undisturbed / "log.csv").read_text().count("\n")
     # Nothing left to do is fine, too: only the validation images are asked once more.
-    assert distill(options(data, stopped, *more, "--resume"), ALONE, teacher := PatternTeacher()) == 0
-    assert len(teacher.asked) == 18
+    again = PatternTeacher()
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, again) == 0
+    assert len(again.asked) == 18
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
 
 
