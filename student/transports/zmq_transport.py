@@ -18,6 +18,9 @@ from teacherfarm.protos.wire import Buffer
 HEARTBEAT_INTERVAL_S = 5.0
 HEARTBEAT_TIMEOUT_S = 15.0
 """Short time-outs with large messages on slow links cut sessions that are alive; not below 10 s."""
+# As plain numbers: arithmetic with pyzmq's flag classes takes longer than sending a frame.
+NOBLOCK = int(zmq.NOBLOCK)
+MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 MESSAGES_PER_TURN = 64
 DEAD = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 DEAD |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -67,7 +70,8 @@ class ZmqTransport:
         if self._lost is not None or self._socket is None:
             return
         try:
-            self._socket.send_multipart((header, payload), zmq.NOBLOCK, copy=False)
+            self._socket.send(header, MORE_FOLLOWS)
+            self._socket.send(payload, NOBLOCK, copy=False)
         except zmq.ZMQError as error:
             self._lose(f"sending failed: {error}")
         # The descriptor is edge-triggered: sending may have consumed the edge of an arriving message.
@@ -108,7 +112,9 @@ class ZmqTransport:
             return
         for _ in range(MESSAGES_PER_TURN):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = [self._socket.recv(NOBLOCK, copy=False)]
+                while frames[-1].more:
+                    frames.append(self._socket.recv(NOBLOCK, copy=False))
             except zmq.Again:
                 break
             if len(frames) != 2:

@@ -20,6 +20,10 @@ from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
 log = logging.getLogger(__name__)
 
+# As plain numbers: arithmetic with pyzmq's flag classes takes longer than sending a frame.
+NOBLOCK = int(zmq.NOBLOCK)
+MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
+READABLE = int(zmq.POLLIN)
 MESSAGES_PER_TURN = 32
 """After so many messages the event loop gets a turn for everything else."""
 RECEIVE_HIGH_WATER = 64
@@ -101,7 +105,9 @@ class ZmqFrontend:
             return
         for _ in range(MESSAGES_PER_TURN):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = [self._socket.recv(NOBLOCK, copy=False)]
+                while frames[-1].more:
+                    frames.append(self._socket.recv(NOBLOCK, copy=False))
             except zmq.Again:
                 return
             self._receive(frames)
@@ -134,7 +140,9 @@ class ZmqFrontend:
         if self._socket is None:
             return
         try:
-            self._socket.send_multipart((peer, header, payload), zmq.NOBLOCK, copy=False)
+            self._socket.send(peer, MORE_FOLLOWS)
+            self._socket.send(header, MORE_FOLLOWS)
+            self._socket.send(payload, NOBLOCK, copy=False)
         except zmq.ZMQError as error:
             # EAGAIN: the peer does not read; EHOSTUNREACH: it is gone. Either way the session is over, and its student
             # resends on the next one.
@@ -142,7 +150,7 @@ class ZmqFrontend:
             conversation = self._peers.pop(peer, None)
             if conversation is not None:
                 conversation.close()
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._turn_pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
             self._turn_soon()
 
     async def _sweep(self) -> None:
