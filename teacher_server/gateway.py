@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -138,9 +138,15 @@ class Gateway:
         """Give the session's share of the memory back."""
         self._credit.close(session.credit)
 
-    async def label(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
-        """Label records [N] for one slice, in order. Cancelling withdraws it; a fault concerns this slice alone."""
-        with self._admit(session, len(crops)):
+    async def label(
+        self, session: Session, num_crops: int, decode: Callable[[], Awaitable[CropBatch]]
+    ) -> NDArray[np.void]:
+        """Label records [N] for one slice, in order. Cancelling withdraws it; a fault concerns this slice alone.
+
+        ``decode`` is called only once there is room for the pixels that it makes.
+        """
+        with self._admit(session, num_crops):
+            crops = await decode()
             if not crops.keys:
                 records = await self._compute(session, crops.pixels, crops.priority)
             else:

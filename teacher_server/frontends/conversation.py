@@ -10,10 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
 from teacherfarm.protos.crop import CropBatch, CropFormat
@@ -158,10 +156,8 @@ class Conversation:
 
     async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
         try:
-            pixels = await _decode(session.crop_format, slice_, payload)
-            records = await self._gateway.label(
-                session, CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)
-            )
+            decode = partial(_decode, session.crop_format, slice_, payload)
+            records = await self._gateway.label(session, slice_.num_crops, decode)
         except TeacherFarmFault as fault:
             self._answer_fault(session, slice_, fault)
         except Exception:
@@ -201,9 +197,11 @@ class Conversation:
         self._send(encode_header(value), payload)
 
 
-async def _decode(crop_format: CropFormat, slice_: Slice, payload: Buffer) -> NDArray[Any]:
+async def _decode(crop_format: CropFormat, slice_: Slice, payload: Buffer) -> CropBatch:
     if crop_format.codec == "raw":
-        return decode_crops(payload, slice_.num_crops, crop_format)
-    # JPEG images take a millisecond each.
-    decode = partial(decode_crops, payload, slice_.num_crops, crop_format, slice_.crop_bytes)
-    return await asyncio.get_running_loop().run_in_executor(None, decode)
+        pixels = decode_crops(payload, slice_.num_crops, crop_format)
+    else:
+        # JPEG images take a millisecond each.
+        decode = partial(decode_crops, payload, slice_.num_crops, crop_format, slice_.crop_bytes)
+        pixels = await asyncio.get_running_loop().run_in_executor(None, decode)
+    return CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)

@@ -36,8 +36,14 @@ def hello(**changes) -> Hello:
 
 def ask(farm: ScriptedFarm, session, *firsts: int, keyed: bool = True) -> asyncio.Task:
     pixels = crops(*firsts)
-    batch = CropBatch(pixels=pixels, keys=pixel_keys(pixels) if keyed else b"")
-    return asyncio.ensure_future(farm.gateway.label(session, batch))
+    return label(farm, session, CropBatch(pixels=pixels, keys=pixel_keys(pixels) if keyed else b""))
+
+
+def label(farm: ScriptedFarm, session, batch: CropBatch) -> asyncio.Task:
+    async def decode() -> CropBatch:
+        return batch
+
+    return asyncio.ensure_future(farm.gateway.label(session, len(batch), decode))
 
 
 def assert_right(records, *firsts) -> None:
@@ -153,7 +159,7 @@ async def test_a_tenant_with_forged_keys_poisons_itself_alone(tmp_path, projects
         attacker = farm.gateway.open_session(hello())
         farm.teacher.hold()
         forged = CropBatch(pixels=crops(66), keys=pixel_keys(crops(1)))
-        attack = asyncio.ensure_future(farm.gateway.label(attacker, forged))
+        attack = label(farm, attacker, forged)
         await until(lambda: farm.teacher.running)
         asked = ask(farm, victim, 1)
         await settled()
@@ -217,6 +223,27 @@ async def test_more_than_the_window_is_refused_for_now_and_room_comes_back(tmp_p
             await ask(farm, session, 99)
         session.credit.took(8)
         assert_right(await ask(farm, session, 99), 99)
+
+
+@on_loop
+async def test_nothing_is_decoded_that_there_is_no_room_for(tmp_path):
+    async with ScriptedFarm(tmp_path, window=8) as farm:
+        session = farm.gateway.open_session(hello())
+        decoding, free = [], asyncio.Event()
+
+        async def decode() -> CropBatch:
+            decoding.append(1)
+            await free.wait()
+            return CropBatch(pixels=crops(*range(8)))
+
+        tasks = [asyncio.ensure_future(farm.gateway.label(session, 8, decode)) for _ in range(5)]
+        await settled()
+        assert len(decoding) == 1
+        free.set()
+        assert_right(await tasks[0], *range(8))
+        for task in tasks[1:]:
+            with pytest.raises(Overloaded):
+                await task
 
 
 @on_loop
