@@ -209,6 +209,11 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
 
 def loss_of(options: argparse.Namespace, logits: Tensor, labels: SoftLabels, targets: Tensor) -> Tensor:
     """The loss that the options name."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ValueError(
+            f"--student {options.student} must return logits [N, {labels.num_classes}] in training, too (no "
+            "auxiliary outputs): wrap it in a function of your own, given as package.module:function"
+        )
     fallback = targets if options.hard_fallback else None
     if labels.activation == "sigmoid":
         soft = sigmoid_cross_entropy(logits, labels, options.temperature)

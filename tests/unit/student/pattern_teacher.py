@@ -50,3 +50,13 @@ def make_student(num_classes: int) -> nn.Module:
 
 def make_nothing(num_classes: int) -> torch.Tensor:
     return torch.zeros(num_classes)
+
+
+class TwoHeaded(nn.Linear):
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = super().forward(pixels.mean(dim=(2, 3)))
+        return logits, logits
+
+
+def make_two_headed(num_classes: int) -> nn.Module:
+    return TwoHeaded(3, num_classes)

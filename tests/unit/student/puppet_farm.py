@@ -1,4 +1,6 @@
-"""A farm of which a test pulls every string: it sees each message of the client and says each answer by itself."""
+"""A farm of which a test pulls every string: it sees each message of the client and says each answer by
+itself.
+"""
 
 from __future__ import annotations
 

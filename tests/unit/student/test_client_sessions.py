@@ -1,4 +1,6 @@
-"""How a client gets its sessions: refusals, alternatives, pinned digests; and what it does when nobody answers."""
+"""How a client gets its sessions: refusals, alternatives, pinned digests; and what it does when nobody
+answers.
+"""
 
 import asyncio
 
