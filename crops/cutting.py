@@ -145,16 +145,17 @@ def center_box(height: int, width: int, fraction: float = 0.875) -> CropBox:
 def resize_and_center_crop(image: Pixels, rendering: Rendering, fraction: float = 0.875) -> Pixels:
     """The field's evaluation view [H, W, 3]: the shorter side resized to size / fraction, then the centre.
 
-    A rendering of 224 x 224 and the usual fraction 0.875 resize to 256, as torchvision's Resize and CenterCrop.
+    A rendering of 224 x 224 and the usual fraction 0.875 resize to 256. The longer side is rounded and an odd margin
+    is smaller at the top and left; torchvision's Resize truncates and its CenterCrop rounds to even, a pixel at most.
     """
     _check_fraction(fraction)
     _check_rendering(rendering)
     height, width = image.shape[:2]
     short_height, short_width = round(rendering.height / fraction), round(rendering.width / fraction)
     if short_height * width >= short_width * height:
-        resized_height, resized_width = short_height, int(short_height * width / height)
+        resized_height, resized_width = short_height, round(short_height * width / height)
     else:
-        resized_height, resized_width = int(short_width * height / width), short_width
+        resized_height, resized_width = round(short_width * height / width), short_width
     resized = Rendering(
         height=max(rendering.height, resized_height),
         width=max(rendering.width, resized_width),
@@ -163,8 +164,8 @@ def resize_and_center_crop(image: Pixels, rendering: Rendering, fraction: float 
     )
     whole = np.empty((resized.height, resized.width, 3), np.uint8)
     _render(image, resized, False, whole)
-    top = round((resized.height - rendering.height) / 2)
-    left = round((resized.width - rendering.width) / 2)
+    top = (resized.height - rendering.height) // 2
+    left = (resized.width - rendering.width) // 2
     return np.ascontiguousarray(whole[top : top + rendering.height, left : left + rendering.width])
 
 

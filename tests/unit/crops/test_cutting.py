@@ -166,16 +166,24 @@ def test_what_cannot_be_cut_is_refused():
 
 
 @pytest.mark.parametrize("fraction", [0.875, 1.0])
-def test_the_evaluation_view_is_that_of_torchvision(fraction):
+def test_the_evaluation_view_is_that_of_torchvision_where_the_sides_divide(fraction):
     from torchvision.transforms import InterpolationMode, functional
 
-    for height, width in [(120, 160), (161, 93), (50, 50), (31, 40)]:
+    for height, width in [(64, 96), (96, 64), (50, 50), (32, 40)]:
         image = smooth_image(height, width)
         expected = functional.center_crop(
             functional.resize(Image.fromarray(image), round(56 / fraction), InterpolationMode.BICUBIC), [56, 56]
         )
         view = resize_and_center_crop(image, Rendering(height=56, width=56, interpolation="bicubic"), fraction)
         np.testing.assert_array_equal(view, np.asarray(expected))
+
+
+def test_the_evaluation_view_rounds_the_longer_side_and_starts_at_the_smaller_margin():
+    image = smooth_image(60, 97)
+    # 64 * 97 / 60 = 103.47, its margin (103 - 56) / 2 = 23.5
+    whole = np.asarray(Image.fromarray(image).resize((103, 64), Image.Resampling.BICUBIC))
+    view = resize_and_center_crop(image, Rendering(height=56, width=56, interpolation="bicubic"))
+    np.testing.assert_array_equal(view, whole[4:60, 23:79])
 
 
 def test_the_central_box_covers_the_same_part():
