@@ -127,7 +127,7 @@ class CropPlan:
         height: NDArray[np.float64],
         width: NDArray[np.float64],
     ) -> NDArray[np.int64]:
-        """Fill ``rows`` of ``boxes`` by the first attempt of ``words`` [4, rows, attempts] that fits; the other rows."""
+        """Fill ``rows`` of ``boxes`` by the first attempt of ``words`` [4, rows, attempts] that fits; the rest."""
         low, high = self.scale
         area = (height * width)[:, None] * (low + words[0] * _UNIT * (high - low))
         log_low, log_high = (_exact_log(value) for value in self.ratio)
