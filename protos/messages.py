@@ -32,7 +32,7 @@ class Hello:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Welcome:
-    """The server's answer to Hello; the payload is the teacher card as JSON."""
+    """The server's answer to Hello; the payload is the teacher card as JSON. ``keys_wanted``: see SliceLabels."""
 
     session_id: str
     window_crops: int
@@ -40,6 +40,7 @@ class Welcome:
     batch_crops: int
     payload_bytes: int
     artifact_digest: str
+    keys_wanted: bool = False
     wire_version: int = WIRE_VERSION
 
 
@@ -58,12 +59,16 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceLabels:
-    """The answer to one slice; the payload is ``num_crops`` label records."""
+    """The answer to one slice; the payload is ``num_crops`` label records.
+
+    ``keys_wanted``: another session could ask the same crops at the same time, so keys are worth their making.
+    """
 
     batch_id: int
     first_row: int
     num_crops: int
     window_crops: int
+    keys_wanted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

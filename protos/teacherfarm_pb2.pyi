@@ -245,6 +245,7 @@ class Welcome(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     BATCH_CROPS_FIELD_NUMBER: _builtins.int
+    KEYS_WANTED_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     session_id: _builtins.str
     window_crops: _builtins.int
@@ -256,6 +257,8 @@ class Welcome(_message.Message):
     """of what is really run: file, precision, provider class"""
     batch_crops: _builtins.int
     """most crops in one crop batch"""
+    keys_wanted: _builtins.bool
+    """see SliceLabels"""
     def __init__(
         self,
         *,
@@ -266,10 +269,11 @@ class Welcome(_message.Message):
         payload_bytes: _builtins.int = ...,
         artifact_digest: _builtins.str = ...,
         batch_crops: _builtins.int = ...,
+        keys_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "batch_crops", b"batch_crops", "payload_bytes", b"payload_bytes", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "batch_crops", b"batch_crops", "keys_wanted", b"keys_wanted", "payload_bytes", b"payload_bytes", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,10 +331,13 @@ class SliceLabels(_message.Message):
     FIRST_ROW_FIELD_NUMBER: _builtins.int
     NUM_CROPS_FIELD_NUMBER: _builtins.int
     WINDOW_CROPS_FIELD_NUMBER: _builtins.int
+    KEYS_WANTED_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     first_row: _builtins.int
     num_crops: _builtins.int
     window_crops: _builtins.int
+    keys_wanted: _builtins.bool
+    """another session could ask the same crops: make keys of those that have none"""
     def __init__(
         self,
         *,
@@ -338,10 +345,11 @@ class SliceLabels(_message.Message):
         first_row: _builtins.int = ...,
         num_crops: _builtins.int = ...,
         window_crops: _builtins.int = ...,
+        keys_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "first_row", b"first_row", "num_crops", b"num_crops", "window_crops", b"window_crops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "first_row", b"first_row", "keys_wanted", b"keys_wanted", "num_crops", b"num_crops", "window_crops", b"window_crops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,7 @@ def encode_header(value: Value) -> bytes:
                     first_row=value.first_row,
                     num_crops=value.num_crops,
                     window_crops=value.window_crops,
+                    keys_wanted=value.keys_wanted,
                 )
             ).SerializeToString()
         case SliceFault():
@@ -134,6 +135,7 @@ def _encode_rare(value: Value) -> pb.Header:
                     batch_crops=value.batch_crops,
                     payload_bytes=value.payload_bytes,
                     artifact_digest=value.artifact_digest,
+                    keys_wanted=value.keys_wanted,
                 )
             )
         case GoAway():
@@ -177,6 +179,7 @@ def decode_header(header: Buffer) -> Value:
                 first_row=answer.first_row,
                 num_crops=answer.num_crops,
                 window_crops=answer.window_crops,
+                keys_wanted=answer.keys_wanted,
             )
         case "fault":
             fault = parsed.fault
@@ -236,6 +239,7 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
                 batch_crops=welcome.batch_crops,
                 payload_bytes=welcome.payload_bytes,
                 artifact_digest=welcome.artifact_digest,
+                keys_wanted=welcome.keys_wanted,
             )
         case "go_away":
             return GoAway(reason=parsed.go_away.reason)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import encode_crops
-from teacherfarm.protos.crop import CROP_KEY_BYTES, CropFormat
+from teacherfarm.protos.crop import CROP_KEY_BYTES, CropFormat, pixel_keys
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import Buffer
@@ -63,8 +63,10 @@ class PendingBatch:
             return b"".join(self._jpegs[first : first + num_crops])
         return self.pixels[first : first + num_crops].reshape(-1).view(np.uint8).data
 
-    def keys(self, first: int, num_crops: int) -> bytes:
-        """The crop keys of some rows."""
+    def keys(self, first: int, num_crops: int, *, wanted: bool) -> bytes:
+        """The crop keys of some rows: those that came with them, or else made of the pixels where they are wanted."""
+        if wanted and not self._keys:
+            return pixel_keys(self.pixels[first : first + num_crops])
         return self._keys[first * CROP_KEY_BYTES : (first + num_crops) * CROP_KEY_BYTES]
 
     def fill(self, first: int, records: NDArray[np.void]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.allocator import keep_large_buffers
-from teacherfarm.protos.crop import Codec, CropBatch, pixel_keys
+from teacherfarm.protos.crop import Codec, CropBatch
 from teacherfarm.protos.faults import (
     SessionLost,
     Starved,
@@ -181,7 +181,7 @@ class AsyncTeacherClient:
         batch = PendingBatch(
             next(self._ids),
             pixels,
-            crops.keys or pixel_keys(pixels),
+            crops.keys,
             crops.priority,
             delivery,
             asyncio.get_running_loop().time(),

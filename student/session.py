@@ -53,6 +53,7 @@ class Session:
         send_again: Callable[[PendingSlice], None],
     ) -> None:
         self.window_crops = welcome.window_crops
+        self._keys_wanted = welcome.keys_wanted
         self._transport = transport
         self._slice_crops = max(1, welcome.slice_crops)
         self._card = card
@@ -76,7 +77,7 @@ class Session:
                 first_row=first,
                 num_crops=num_crops,
                 taken_crops=self._taken_crops,
-                keys=batch.keys(first, num_crops),
+                keys=batch.keys(first, num_crops, wanted=self._keys_wanted),
                 crop_bytes=batch.crop_bytes(first, num_crops),
                 priority=batch.priority,
             )
@@ -119,6 +120,7 @@ class Session:
     def _receive_labels(self, labels: SliceLabels, payload: Buffer) -> None:
         self._stats.bytes_received += len(payload)
         self._set_window(labels.window_crops)
+        self._keys_wanted = labels.keys_wanted
         slice_ = self._ledger.answered(labels.batch_id, labels.first_row)
         if slice_ is None:
             self._stats.late_answers += 1

@@ -9,7 +9,7 @@ import hmac
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ from teacherfarm.teacher_server.projects.project import DEFAULT_PROJECT, Project
 
 BATCH_CROPS = 1 << 20
 BUSY_RETRY_AFTER_S = 0.05
+ScopeName = tuple[str, str, LabelSpec, CropFormat]
+
+
+@dataclass(eq=False)
+class Scope:
+    """The open sessions whose crops may join each other's: of one project, teacher, label spec and crop format."""
+
+    num_sessions: int = 0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -50,10 +58,17 @@ class Session:
     welcome: Welcome
     record_dtype: np.dtype[np.void]
     graph_outputs: tuple[str, ...]
-    scope: tuple[str, str, LabelSpec, CropFormat] = field(init=False)
+    scope: Scope
 
-    def __post_init__(self) -> None:
-        self.scope = (self.project.name, self.lane.card.name, self.spec, self.crop_format)
+    @property
+    def keys_wanted(self) -> bool:
+        """Whether anybody else could ask the same crops, so that keys are worth their making."""
+        return self.scope.num_sessions > 1
+
+    @property
+    def scope_name(self) -> ScopeName:
+        """What the sessions of a scope have in common."""
+        return (self.project.name, self.lane.card.name, self.spec, self.crop_format)
 
 
 class Gateway:
@@ -65,6 +80,7 @@ class Gateway:
         self._metrics = metrics
         self._payload_bytes = payload_bytes
         self._in_flight = InFlight()
+        self._scopes: dict[ScopeName, Scope] = {}
         self._numbers = itertools.count(1)
         self._admitted_crops = 0
         self.draining = False
@@ -115,15 +131,19 @@ class Gateway:
         crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self._payload_bytes)
         credit = self._credit.open(crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops)
         session_id = f"s{next(self._numbers)}"
+        project = DEFAULT_PROJECT
+        scope = self._scopes.setdefault((project.name, card.name, spec, crop_format), Scope())
+        scope.num_sessions += 1
         return Session(
             id=session_id,
-            project=DEFAULT_PROJECT,
+            project=project,
             lane=lane,
             spec=spec,
             crop_format=crop_format,
             credit=credit,
             record_dtype=record_dtype,
             graph_outputs=spec.graph_outputs(card),
+            scope=scope,
             welcome=Welcome(
                 session_id=session_id,
                 window_crops=credit.window_crops,
@@ -131,12 +151,16 @@ class Gateway:
                 batch_crops=BATCH_CROPS,
                 payload_bytes=max(self._payload_bytes, card.crop_format.crop_bytes, record_dtype.itemsize),
                 artifact_digest=digest,
+                keys_wanted=scope.num_sessions > 1,
             ),
         )
 
     def close_session(self, session: Session) -> None:
         """Give the session's share of the memory back."""
         self._credit.close(session.credit)
+        session.scope.num_sessions -= 1
+        if not session.scope.num_sessions:
+            del self._scopes[session.scope_name]
 
     async def label(
         self, session: Session, num_crops: int, decode: Callable[[], Awaitable[CropBatch]]

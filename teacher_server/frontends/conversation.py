@@ -170,6 +170,7 @@ class Conversation:
                 first_row=slice_.first_row,
                 num_crops=slice_.num_crops,
                 window_crops=session.credit.window_crops,
+                keys_wanted=session.keys_wanted,
             )
             data = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
             self._sent.inc(len(data))

@@ -214,6 +214,7 @@ def fill(message, data):
         if not data.draw(st.booleans()):
             continue
         values = {
+            field.TYPE_BOOL: st.booleans(),
             field.TYPE_DOUBLE: kinds["double"],
             field.TYPE_STRING: kinds["string"] | st.sampled_from(["uint8", "raw", "jpeg", "float16", "int8"]),
             field.TYPE_BYTES: kinds["bytes"],

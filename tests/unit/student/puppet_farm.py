@@ -40,7 +40,7 @@ class PuppetSession:
     def die(self) -> None:
         self._outgoing.put_nowait(SessionLost("the puppet died"))
 
-    def answer(self, number: int = 0, *, window_crops: int = 0) -> None:
+    def answer(self, number: int = 0, *, window_crops: int = 0, keys_wanted: bool = False) -> None:
         """Answer the slice of this number among the unanswered."""
         slice_, pixels = self.slices.pop(number)
         spec = self.hello.spec.resolve(self.farm.card)
@@ -51,6 +51,7 @@ class PuppetSession:
                 first_row=slice_.first_row,
                 num_crops=slice_.num_crops,
                 window_crops=window_crops,
+                keys_wanted=keys_wanted,
             ),
             records.tobytes(),
         )

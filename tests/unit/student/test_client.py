@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from teacherfarm.protos.crop import pixel_keys
 from teacherfarm.protos.faults import (
     BackendDied,
     GoingAway,
@@ -134,6 +135,22 @@ async def test_every_answer_carries_the_window_anew():
         while not answered.done():
             farm.session.answer()
             await settled()
+
+
+@on_loop
+async def test_keys_are_made_of_the_pixels_when_the_server_wants_them():
+    farm = PuppetFarm(window_crops=2, slice_crops=2)
+    async with client_of(farm) as client:
+        pixels = crops(*range(6))
+        answered = await client.submit(pixels)
+        keys = []
+        for wanted in (True, False, False):
+            await settled()
+            [(slice_, _)] = farm.session.slices
+            keys.append(slice_.keys)
+            farm.session.answer(keys_wanted=wanted)
+        assert_right(await answered, *range(6))
+        assert keys == [b"", pixel_keys(pixels[2:4]), b""]
 
 
 @on_loop

@@ -124,6 +124,23 @@ async def test_a_crop_twice_in_one_slice_is_computed_once(tmp_path):
         assert farm.teacher.seen == [[4, 8]]
 
 
+@on_loop
+async def test_keys_are_wanted_while_somebody_else_could_ask_the_same_crops(tmp_path):
+    async with ScriptedFarm(tmp_path) as farm:
+        one = farm.gateway.open_session(hello())
+        stranger = farm.gateway.open_session(hello(spec=LabelSpec(top_k=2)))
+        assert not (one.welcome.keys_wanted or one.keys_wanted or stranger.keys_wanted)
+        other = farm.gateway.open_session(hello())
+        assert other.welcome.keys_wanted
+        assert one.keys_wanted
+        assert other.keys_wanted
+        assert not stranger.keys_wanted
+        farm.gateway.close_session(other)
+        assert not one.keys_wanted
+        farm.gateway.close_session(one)
+        assert not farm.gateway.open_session(hello()).keys_wanted
+
+
 @pytest.mark.parametrize("apart", ["project", "teacher", "spec", "codec"])
 @on_loop
 async def test_what_must_not_meet_is_not_joined(tmp_path, projects, apart):
