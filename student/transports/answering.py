@@ -79,10 +79,13 @@ class AnsweringTransport:
         self._answers.put_nowait(None)
 
     def _greet(self, hello: Hello) -> None:
-        expected = hello.expected_teacher_digest
         try:
-            if expected and not self._card.teacher_digest.startswith(expected):
-                raise DigestMismatch(f"teacher digest is {self._card.teacher_digest}, expected {expected}")
+            for what, expected, actual in (
+                ("teacher", hello.expected_teacher_digest, self._card.teacher_digest),
+                ("artifact", hello.expected_artifact_digest, self._artifact_digest),
+            ):
+                if not actual.startswith(expected):
+                    raise DigestMismatch(f"{what} digest is {actual}, expected {expected}")
             self._spec = hello.spec.resolve(self._card)
             self._crop_format = replace(self._card.crop_format, codec=hello.codec)
         except TeacherFarmFault as fault:

@@ -80,6 +80,10 @@ class ZmqTransport:
     async def receive(self) -> tuple[Buffer, Buffer]:
         while not self._received:
             if self._lost is not None:
+                # What arrived before the end counts, as far as ZeroMQ still has it.
+                self._turn()
+                if self._received:
+                    break
                 raise self._lost
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -132,8 +136,6 @@ class ZmqTransport:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            # What arrived before the end still counts.
-            self._turn()
             self._lose(f"the connection ended ({str(zmq.Event(event['event']).name).lower()})")
 
     def _lose(self, why: str) -> None:

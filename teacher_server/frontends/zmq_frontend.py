@@ -93,10 +93,10 @@ class ZmqFrontend:
         for conversation in list(self._peers.values()):
             conversation.close()
         self._peers.clear()
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close(linger=1000)
+        socket, self._socket = self._socket, None
+        asyncio.get_running_loop().remove_reader(socket.fileno())
+        socket.close(linger=1000)
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
-        self._socket = None
 
     def _turn(self) -> None:
         """Receive what is there, a bounded number of messages at a time."""
