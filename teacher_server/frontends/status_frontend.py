@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import html
 import json
+import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from teacherfarm.protos.messages import TeacherSummary
 from teacherfarm.teacher_server.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
+VISIT_S = 10.0
+"""How long a visitor may take to say what it wants."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfarm</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2430}}
 table{{border-collapse:collapse;width:100%}}
@@ -23,6 +30,15 @@ code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready{{color:
 <p>{addresses}</p><p><a href="/metrics">/metrics</a> &middot; <a href="/healthz">/healthz</a> &middot;
 <a href="/readyz">/readyz</a> &middot; <a href="/teachers">/teachers</a></p></html>
 """
+
+
+class _Pages(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A visitor that hangs up in the middle is no news; anything else is told in full."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("the status page failed for %s", client_address)
 
 
 class StatusFrontend:
@@ -53,6 +69,8 @@ class StatusFrontend:
         frontend = self
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = VISIT_S
+
             def do_GET(self) -> None:
                 status, kind, body = frontend._answer(self.path)
                 self.send_response(status)
@@ -65,10 +83,9 @@ class StatusFrontend:
                 """Nothing: a monitor asks every few seconds."""
 
         try:
-            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
+            self._server = _Pages((host.strip("[]"), int(port)), Handler)
         except OSError as error:
             raise OSError(f"cannot listen for HTTP on {self.address}: {error}") from error
-        self._server.daemon_threads = True
         self.address = f"{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="status page", daemon=True).start()
 
