@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.farm_process import FarmProcess
 StartFarm = Callable[..., FarmProcess]
 
 SCRIPTED = "tests.scripted_farm"
+ROWS = 16
 
 
 @pytest.fixture(params=["zmq", "grpc"])
@@ -62,3 +64,59 @@ def right_records(tiny_models: Path, tiny_crops: NDArray[np.uint8]) -> NDArray[n
     """The tiny teacher's answers to ``tiny_crops``, computed without any wire."""
     with TeacherClient(f"local://{tiny_models}") as teacher:
         return teacher.label(tiny_crops).records
+
+
+class Bystander(threading.Thread):
+    """A student that does everything right, over and over."""
+
+    def __init__(self, address, crops, records):
+        super().__init__(daemon=True)
+        self.client = TeacherClient(address, "tiny")
+        self.crops, self.records = crops, records
+        self.rounds, self.wrong, self.error = 0, 0, None
+        self.more, self.stopping = threading.Event(), threading.Event()
+
+    def run(self):
+        try:
+            with self.client as teacher:
+                while not self.stopping.wait(0.002):
+                    rows = slice(self.rounds % 8 * ROWS, (self.rounds % 8 + 1) * ROWS)
+                    labels = teacher.label(self.crops[rows])
+                    self.wrong += labels.records.tobytes() != self.records[rows].tobytes()
+                    self.rounds += 1
+                    self.more.set()
+        except BaseException as error:
+            self.error = error
+
+    def check(self):
+        """It has had nothing but right labels, and gets more of them now."""
+        self.more.clear()
+        assert self.more.wait(20), self.error
+        self.more.clear()
+        assert self.more.wait(20), self.error
+        assert self.error is None
+        assert self.wrong == 0
+        assert self.client.stats.sessions == 1
+        assert self.client.stats.crops_resent == 0
+
+
+@pytest.fixture(scope="module")
+def bystanders(tiny_farm, tiny_crops, right_records):
+    """One on each wire of the shared server, while a file of tests runs."""
+    students = [Bystander(address, tiny_crops, right_records) for address in (tiny_farm.zmq, tiny_farm.grpc)]
+    for student in students:
+        student.start()
+    yield students
+    for student in students:
+        student.stopping.set()
+        student.join(20)
+
+
+@pytest.fixture
+def nobody_else_is_harmed(bystanders, tiny_farm):
+    """A student on each wire labels all the while and gets right labels; the shared server logs no error."""
+    before = len(tiny_farm.log())
+    yield
+    for student in bystanders:
+        student.check()
+    assert "Traceback" not in tiny_farm.log()[before:]
