@@ -75,6 +75,11 @@ def test_a_message_cut_short_is_refused(header, payload, data):
         split(message[:cut])
 
 
+def test_a_length_longer_than_any_message_needs_is_refused():
+    with pytest.raises(MalformedMessage, match="broken length"):
+        split(b"\x0a\x81\x80\x80\x80\x80\x00h")
+
+
 def test_an_unknown_field_is_named():
     with pytest.raises(MalformedMessage, match=r"unknown field \(tag 26\) at byte 3"):
         split(join(b"h") + b"\x1a\x01x")

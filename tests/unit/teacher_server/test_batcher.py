@@ -69,7 +69,7 @@ def test_output_sets_are_never_mixed():
 
 def test_who_must_be_alone_is_alone():
     batcher: Batcher = Batcher(largest=64)
-    for stream, alone in enumerate((False, True, True, False)):
+    for stream, alone in enumerate((True, False, True, False)):
         batcher.push(WaitingSlice(alone=alone, stream=str(stream)), 0.0)
     batches = [batcher.next_batch(0.0) for _ in range(3)]
     assert sorted(len(batch.slices) for batch in batches) == [1, 1, 2]

@@ -108,6 +108,20 @@ def test_asking_slice_by_slice_wins_no_extra_turns():
         assert abs(served["a"] - served["b"]) <= 4
 
 
+def test_nor_does_it_where_the_others_do_not_fit_its_teacher_batches():
+    queue: FairQueue = FairQueue()
+    fill(queue, 60, project="a", outputs=("embedding",))
+    fill(queue, 1, project="b")
+    served: Counter[str] = Counter()
+    for _ in range(40):
+        first = queue.pop(ANY)
+        served[first.project] += first.num_crops
+        if first.project == "b":
+            assert queue.pop(ANY, first.outputs) is None
+            fill(queue, 1, project="b")
+        assert abs(served["a"] - served["b"]) <= 4
+
+
 def test_who_comes_alone_gets_everything():
     queue: FairQueue = FairQueue()
     fill(queue, 30, project="light", weight=0.001)
