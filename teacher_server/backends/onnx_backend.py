@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 PREFERRED_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 CPU_LARGEST_BATCH = 64
 GPU_LARGEST_BATCH = 64
-GPU_SLOTS = 2
+CPU_CALL_BYTES = 160 << 10
+"""Pixels in one call on a CPU, one crop of 224 px: smaller activations stay in a core's cache.
+
+EfficientNet-Lite0, two calls side by side: 252, 244, 239, 230, 222 crops/s in calls of 1, 2, 4, 6, 8 crops.
+"""
+GPU_CALLS = 2
 
 
 def available_cores() -> int:
@@ -37,7 +42,7 @@ def available_cores() -> int:
 
 
 def cpu_largest_batch(crop_bytes: int) -> int:
-    """Teacher batch on a CPU: what one message carries (6 crops of 224 px), since larger batches outgrow the cache."""
+    """Teacher batch on a CPU: what one message carries (6 crops of 224 px)."""
     return max(1, min(CPU_LARGEST_BATCH, PAYLOAD_BYTES // crop_bytes))
 
 
@@ -76,8 +81,14 @@ class OnnxBackend:
         return bool(self._providers) and self._providers[0] != "CPUExecutionProvider"
 
     @property
+    def calls(self) -> int:
+        """How many threads call the session side by side."""
+        return self._threads or (GPU_CALLS if self.on_gpu else available_cores())
+
+    @property
     def slots(self) -> int:
-        return self._threads or (GPU_SLOTS if self.on_gpu else available_cores())
+        # One more than run, so that a thread that finishes finds its next teacher batch without asking the event loop.
+        return self.calls + 1
 
     @property
     def largest_batch(self) -> int:
@@ -93,7 +104,7 @@ class OnnxBackend:
         self._workers = ThreadPoolExecutor(thread_name_prefix=f"teacher-{self._card.name}")
         await asyncio.get_running_loop().run_in_executor(self._workers, self._load)
         self._workers.shutdown()
-        self._workers = ThreadPoolExecutor(self.slots, thread_name_prefix=f"teacher-{self._card.name}")
+        self._workers = ThreadPoolExecutor(self.calls, thread_name_prefix=f"teacher-{self._card.name}")
 
     async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
         assert self._workers is not None, "start() was not awaited"
@@ -108,11 +119,20 @@ class OnnxBackend:
     def compute(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
         """The same as :meth:`run`, in the calling thread."""
         assert self._session is not None, "the model is not loaded"
-        num_crops = len(pixels)
+        num_crops, names = len(pixels), list(outputs)
         if self.on_gpu:
-            pixels = self._padded(pixels)
-        values = self._session.run(list(outputs), {CROPS_INPUT: pixels})
-        return {name: value[:num_crops] for name, value in zip(outputs, values, strict=True)}
+            values = self._session.run(names, {CROPS_INPUT: self._padded(pixels)})
+            return {name: value[:num_crops] for name, value in zip(names, values, strict=True)}
+        step = self._crops_in_call
+        parts = [self._session.run(names, {CROPS_INPUT: pixels[i : i + step]}) for i in range(0, num_crops, step)]
+        if len(parts) == 1:
+            return dict(zip(names, parts[0], strict=True))
+        return {name: np.concatenate(values) for name, *values in zip(names, *parts, strict=True)}
+
+    @property
+    def _crops_in_call(self) -> int:
+        """On a CPU; a largest batch that was asked for is kept to."""
+        return self._largest_batch or max(1, CPU_CALL_BYTES // self._card.crop_format.crop_bytes)
 
     def _load(self) -> None:
         import onnxruntime
@@ -149,7 +169,7 @@ class OnnxBackend:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        sizes = size_ladder(self.largest_batch) if self.on_gpu else (1, self.largest_batch)
+        sizes = size_ladder(self.largest_batch) if self.on_gpu else (self._crops_in_call,)
         crop = np.zeros((1, *self._card.crop_format.shape), self._card.crop_format.number_type)
         for size in sizes:
             self.compute(np.repeat(crop, size, axis=0), self._card.graph_outputs)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from teacherfarm.protos.faults import DamagedArtifact
+from teacherfarm.teacher_server.backends import onnx_backend
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend, size_ladder
 from teacherfarm.teacher_server.backends.scripted_backend import ScriptedBackend, marked_outputs
 from teacherfarm.teacher_server.farm.golden import check_golden_answers
@@ -28,7 +29,7 @@ def make(tiny, request):
         card = tiny.card
         match request.param:
             case "onnx":
-                options["threads"] = options.pop("slots", 2)
+                options["threads"] = options.pop("slots", 3) - 1
                 return OnnxBackend(card, tiny.model_file, **options)
             case "scripted":
                 return ScriptedBackend(card, script=lambda *asked: marked_outputs(card, *asked), **options)
@@ -78,9 +79,9 @@ async def test_a_crops_answer_does_not_depend_on_its_neighbours(make, tiny):
 @every_backend
 @on_loop
 async def test_calls_side_by_side_each_get_their_own_answer(make, tiny):
-    backend, label = make(slots=2), tiny.card.label_output
+    backend, label = make(slots=3), tiny.card.label_output
     await backend.start()
-    assert backend.slots == 2
+    assert backend.slots == 3
     batches = [crops_for(tiny.card, num) for num in (1, 4, 3, 8, 2, 7)]
     one_by_one = [(await backend.run(crops, (label,)))[label].copy() for crops in batches]
     at_once = await asyncio.gather(*(backend.run(crops, (label,)) for crops in batches))
@@ -159,7 +160,7 @@ async def test_onnx_runtime_gives_the_golden_answers(tiny):
     await backend.start()
     assert await check_golden_answers(tiny.card, tiny.golden_file, backend) < 1e-3
     assert backend.provider_class == "cpu"
-    assert "OnnxBackend tiny cpu slots=1" in repr(backend)
+    assert "OnnxBackend tiny cpu slots=2" in repr(backend)
     await backend.close()
 
 
@@ -177,6 +178,30 @@ async def test_a_model_that_onnx_runtime_cannot_run_is_a_damaged_artifact(tiny, 
     backend = OnnxBackend(tiny.card, tmp_path / "model.onnx", **options)
     with pytest.raises(DamagedArtifact, match=words):
         await backend.start()
+    await backend.close()
+
+
+@pytest.mark.parametrize(("largest", "calls"), [(None, [3, 3, 1]), (5, [5, 2]), (8, [7])])
+@on_loop
+async def test_a_cpu_is_called_with_what_fits_its_cache_and_answers_the_same(tiny, monkeypatch, largest, calls):
+    monkeypatch.setattr(onnx_backend, "CPU_CALL_BYTES", 3 * tiny.card.crop_format.crop_bytes + 1)
+    backend, label = OnnxBackend(tiny.card, tiny.model_file, threads=1, largest_batch=largest), tiny.card.label_output
+    await backend.start()
+    crops, outputs = crops_for(tiny.card, 7), (label, "embedding")
+    one_by_one = [await backend.run(crops[row : row + 1], outputs) for row in range(7)]
+    session, called = backend._session, []
+
+    class Watched:
+        def run(self, names, inputs):
+            called.append(len(inputs["crops"]))
+            return session.run(names, inputs)
+
+    monkeypatch.setattr(backend, "_session", Watched())
+    answers = await backend.run(crops, outputs)
+    assert called == calls
+    for name in outputs:
+        np.testing.assert_allclose(answers[name], np.concatenate([one[name] for one in one_by_one]), atol=1e-5)
+    monkeypatch.setattr(backend, "_session", session)
     await backend.close()
 
 
