@@ -35,11 +35,17 @@ class SlicePlan:
     slice_s: float
 
 
-def plan_slices(seconds: float, num_contestants: int, *, shortest_s: float, longest_s: float) -> SlicePlan:
-    """Spend ``seconds``: first on longer slices, then on more rounds; never fewer than the rounds a figure needs."""
+def plan_slices(
+    seconds: float, num_contestants: int, *, shortest_s: float, longest_s: float, around_s: float = 0.0
+) -> SlicePlan:
+    """Spend ``seconds``: first on longer slices, then on more rounds; never fewer than the rounds a figure needs.
+
+    ``around_s``: what a slice takes beside the time that it measures, for filling and draining.
+    """
     least_rounds = LEAST_SLICES + 1
-    slice_s = min(longest_s, max(shortest_s, seconds / (least_rounds * num_contestants)))
-    return SlicePlan(rounds=max(least_rounds, int(seconds / (slice_s * num_contestants))), slice_s=slice_s)
+    slice_s = min(longest_s, max(shortest_s, seconds / (least_rounds * num_contestants) - around_s))
+    rounds = int(seconds / ((slice_s + around_s) * num_contestants))
+    return SlicePlan(rounds=max(least_rounds, rounds), slice_s=slice_s)
 
 
 async def interleave(contestants: Mapping[str, RunSlice], *, rounds: int, slice_s: float) -> dict[str, list[float]]:

@@ -120,8 +120,8 @@ async def _measure(batches: list[Batch], rate: int, seconds: float) -> tuple[Rat
         with_labels = Loop(batches=(batch for batch, _ in labelled), seconds_per_crop=1 / rate)
         without = Loop(batches=iter(ready), seconds_per_crop=1 / rate)
         loops: dict[str, RunSlice] = {"with labels": with_labels.run_slice, "without a teacher": without.run_slice}
-        plan = plan_slices(seconds, len(loops), shortest_s=SETTLE_S + 0.25, longest_s=SETTLE_S + 1.0)
-        rates = await interleave(loops, rounds=plan.rounds, slice_s=plan.slice_s - SETTLE_S)
+        plan = plan_slices(seconds, len(loops), shortest_s=0.25, longest_s=1.0, around_s=SETTLE_S)
+        rates = await interleave(loops, rounds=plan.rounds, slice_s=plan.slice_s)
     found = ratio(rates["with labels"], rates["without a teacher"])
     cpu_share, cpu_share_without = (loop.cpu_s / loop.wall_s for loop in (with_labels, without))
     say(f"a student that takes {rate:,} crops/s")

@@ -70,6 +70,11 @@ def test_a_plan_has_enough_slices_and_keeps_to_its_time(seconds):
         assert spent_s > 0.9 * seconds
 
 
+def test_filling_and_draining_count_as_spent():
+    plan = plan_slices(100.0, 2, shortest_s=0.1, longest_s=0.5, around_s=1.0)
+    assert plan.rounds * (plan.slice_s + 1.0) * 2 == pytest.approx(100.0, rel=0.1)
+
+
 def test_the_search_takes_the_fastest():
     calls = []
     candidates = {"slow": contestant(calls, "slow", 10.0), "fast": contestant(calls, "fast", 30.0)}
