@@ -18,6 +18,7 @@ from teacherfarm.protos.faults import WrongBatchSize, WrongCropSize, WrongLayout
 CropKey = NewType("CropKey", bytes)
 
 CROP_KEY_BYTES = 16
+MOST_PRIORITY = 8
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area"]
 NumberType = Literal["uint8", "uint16", "float32"]
@@ -141,8 +142,10 @@ class CropBatch:
     def __post_init__(self) -> None:
         if not isinstance(self.keys, bytes):
             raise WrongBatchSize(f"keys are bytes, {CROP_KEY_BYTES} for each crop, got {type(self.keys).__name__}")
-        if not -(2**31) <= self.priority < 2**31:
-            raise ValueError(f"priority is a 32-bit whole number, got {self.priority}")
+        if not isinstance(self.priority, int) or abs(self.priority) > MOST_PRIORITY:
+            raise ValueError(
+                f"priority is a whole number from -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority!r}"
+            )
         if self.keys and len(self.keys) != CROP_KEY_BYTES * len(self.pixels):
             raise WrongBatchSize(
                 f"{len(self.pixels)} crops need {CROP_KEY_BYTES * len(self.pixels)} bytes of keys, got {len(self.keys)}"

@@ -37,8 +37,6 @@ class Welcome:
     session_id: str
     window_crops: int
     slice_crops: int
-    batch_crops: int
-    payload_bytes: int
     artifact_digest: str
     keys_wanted: bool = False
     wire_version: int = WIRE_VERSION

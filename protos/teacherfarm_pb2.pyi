@@ -242,21 +242,15 @@ class Welcome(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     WINDOW_CROPS_FIELD_NUMBER: _builtins.int
     SLICE_CROPS_FIELD_NUMBER: _builtins.int
-    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    BATCH_CROPS_FIELD_NUMBER: _builtins.int
     KEYS_WANTED_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     session_id: _builtins.str
     window_crops: _builtins.int
     slice_crops: _builtins.int
     """most crops in one slice"""
-    payload_bytes: _builtins.int
-    """most bytes in one payload, either way"""
     artifact_digest: _builtins.str
     """of what is really run: file, precision, provider class"""
-    batch_crops: _builtins.int
-    """most crops in one crop batch"""
     keys_wanted: _builtins.bool
     """see SliceLabels"""
     def __init__(
@@ -266,14 +260,12 @@ class Welcome(_message.Message):
         session_id: _builtins.str = ...,
         window_crops: _builtins.int = ...,
         slice_crops: _builtins.int = ...,
-        payload_bytes: _builtins.int = ...,
         artifact_digest: _builtins.str = ...,
-        batch_crops: _builtins.int = ...,
         keys_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "batch_crops", b"batch_crops", "keys_wanted", b"keys_wanted", "payload_bytes", b"payload_bytes", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "keys_wanted", b"keys_wanted", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,6 +292,7 @@ class Slice(_message.Message):
     keys: _builtins.bytes
     """16 bytes a crop, or empty"""
     priority: _builtins.int
+    """-8 to 8; orders batches within one project"""
     @_builtins.property
     def crop_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """one length a crop where the codec's lengths vary"""

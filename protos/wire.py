@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from teacherfarm.protos import teacherfarm_pb2 as pb
-from teacherfarm.protos.crop import CROP_KEY_BYTES, Codec, CropFormat
+from teacherfarm.protos.crop import CROP_KEY_BYTES, MOST_PRIORITY, Codec, CropFormat
 from teacherfarm.protos.faults import (
     BadLabelSpec,
     MalformedMessage,
@@ -132,8 +132,6 @@ def _encode_rare(value: Value) -> pb.Header:
                     session_id=value.session_id,
                     window_crops=value.window_crops,
                     slice_crops=value.slice_crops,
-                    batch_crops=value.batch_crops,
-                    payload_bytes=value.payload_bytes,
                     artifact_digest=value.artifact_digest,
                     keys_wanted=value.keys_wanted,
                 )
@@ -210,6 +208,8 @@ def _decode_slice(slice_: pb.Slice) -> Slice:
         raise MalformedMessage(f"a slice holds 1 to {SLICE_CROPS} crops, this one says {num_crops}")
     if slice_.keys and len(slice_.keys) != num_crops * CROP_KEY_BYTES:
         raise MalformedMessage(f"{num_crops} crops with {len(slice_.keys)} bytes of keys, not {CROP_KEY_BYTES} each")
+    if abs(slice_.priority) > MOST_PRIORITY:
+        raise MalformedMessage(f"priority {slice_.priority} lies outside -{MOST_PRIORITY}..{MOST_PRIORITY}")
     crop_bytes = tuple(slice_.crop_bytes)
     if crop_bytes and len(crop_bytes) != num_crops:
         raise MalformedMessage(f"{num_crops} crops with {len(crop_bytes)} lengths")
@@ -236,8 +236,6 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
                 session_id=welcome.session_id,
                 window_crops=welcome.window_crops,
                 slice_crops=welcome.slice_crops,
-                batch_crops=welcome.batch_crops,
-                payload_bytes=welcome.payload_bytes,
                 artifact_digest=welcome.artifact_digest,
                 keys_wanted=welcome.keys_wanted,
             )
@@ -332,9 +330,11 @@ def split(message: bytes) -> tuple[memoryview, memoryview]:
     view = memoryview(message)
     header = payload = view[:0]
     position = 0
-    while position < len(view):
+    for due in (0x0A, 0x12):
+        if position == len(view):
+            break
         tag = view[position]
-        if tag not in (0x0A, 0x12):
+        if tag != due:
             raise MalformedMessage(f"a gRPC message with an unknown field (tag {tag}) at byte {position}")
         length, start = _read_varint(view, position + 1)
         end = start + length
@@ -345,6 +345,8 @@ def split(message: bytes) -> tuple[memoryview, memoryview]:
         else:
             payload = view[start:end]
         position = end
+    if position < len(view):
+        raise MalformedMessage(f"a gRPC message with {len(view) - position} bytes too many")
     return header, payload
 
 

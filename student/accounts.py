@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class ClientStats:
-    """What a client has seen so far. Crops ``asked`` = answered + starved + failed + given up + still pending."""
+    """What a client has seen so far. A batch that its user gave up is asked, and counted no further."""
 
     crops_asked: int = 0
     crops_answered: int = 0

@@ -1,6 +1,4 @@
-"""The blocking face of the client: the asynchronous core on a thread and event loop of its own. No logic
-twice.
-"""
+"""The blocking face of the client: the asynchronous core on a thread and event loop of its own. No logic twice."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ ROOM_CHECK_S = 0.5
 
 
 class LabelFuture:
-    """The labels of a submitted crop batch. Until collected, cancelled or forgotten it counts against the
-    window.
-    """
+    """The labels of a submitted crop batch. Until collected, cancelled or forgotten it counts against the window."""
 
     def __init__(self, client: TeacherClient, num_crops: int) -> None:
         self._client = client
@@ -43,11 +39,11 @@ class LabelFuture:
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> SoftLabels:
-        """Wait for the labels. Raises the fault that the batch got, or TimeoutError after ``timeout``
-        seconds.
+        """Wait for the labels. Raises the fault that the batch got, or TimeoutError after ``timeout`` seconds.
 
         Raises CancelledError after :meth:`cancel`, also where it was called by another thread meanwhile.
         """
+        self._client._require_own_process()
         try:
             self._future.exception(timeout)
         except TimeoutError:
@@ -64,20 +60,23 @@ class LabelFuture:
         self._collect()
 
     def _collect(self) -> None:
-        if not self._collected:
+        with self._client._lock:
+            if self._collected:
+                return
             self._collected = True
             self._client._collected(self._num_crops)
 
     def __del__(self) -> None:
-        self.cancel()
+        # In a forked child the locks may be held for ever, and the window is the parent's.
+        if self._client._pid == os.getpid():
+            self.cancel()
 
 
 class TeacherClient:
-    """A student's connection to one teacher, for blocking code; :class:`AsyncTeacherClient` explains the
-    arguments.
+    """A student's connection to one teacher, for blocking code; :class:`AsyncTeacherClient` explains the arguments.
 
-    The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader
-    workers prepare crops, the main process asks for labels).
+    The first use connects. Safe to share between threads; belongs to the process that made it (DataLoader workers
+    prepare crops, the main process asks for labels).
     """
 
     def __init__(
@@ -158,18 +157,19 @@ class TeacherClient:
         pixels = as_pixels(crops)
         self._core.card.crop_format.check(pixels)
         batch = CropBatch(pixels=pixels, keys=keys, priority=priority)
-        loop = self._running_loop()
         with self._room_changed:
             while not self._core.room.take(len(pixels)):
-                if not self._core.num_pending:
+                # Another thread may be about to collect: only a window in which nothing moves is full for good.
+                moved = self._room_changed.wait(ROOM_CHECK_S)
+                if not moved and not self._core.num_pending:
                     raise WindowFull(
                         f"the window of {self._core.room.window_crops} crops is full of labels not "
                         "collected yet: call .result() on earlier futures, or give the client a larger "
                         "window="
                     )
-                self._room_changed.wait(ROOM_CHECK_S)
-        answer = LabelFuture(self, len(pixels))
-        loop.call_soon_threadsafe(self._core.enqueue, batch, answer._future)
+            answer = LabelFuture(self, len(pixels))
+            # Under the lock: the loop lives until what was handed to it before close() is dealt with.
+            self._running_loop().call_soon_threadsafe(self._core.enqueue, batch, answer._future)
         return answer
 
     def room(self) -> int:
@@ -178,7 +178,8 @@ class TeacherClient:
 
     def close(self) -> None:
         """End the session and the thread. Futures still pending get SessionLost."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         if self._end is not None:
             self._end()
 
@@ -187,12 +188,15 @@ class TeacherClient:
             self._core.room.give_back(num_crops)
             self._room_changed.notify_all()
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _require_own_process(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(
                 "this TeacherClient was made in another process: let DataLoader workers prepare crops "
                 "only, and ask for labels in the process that made the client (or make one here)"
             )
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        self._require_own_process()
         with self._lock:
             if self._closed:
                 raise SessionLost("the client was closed")
@@ -208,6 +212,11 @@ class TeacherClient:
 def _end_thread(core: AsyncTeacherClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
     if pid != os.getpid() or not thread.is_alive():
         return
+    if threading.current_thread() is thread:
+        # Garbage collection may drop the last reference on the client's own thread, which cannot wait for itself.
+        task = loop.create_task(core.close())
+        task.add_done_callback(lambda _: loop.stop())
+        return
     asyncio.run_coroutine_threadsafe(core.close(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
@@ -215,9 +224,7 @@ def _end_thread(core: AsyncTeacherClient, loop: asyncio.AbstractEventLoop, threa
 
 
 def as_pixels(crops: Any) -> NDArray[Any]:
-    """A numpy view of an array or CPU tensor. A tensor elsewhere is refused: copying it back would hide the
-    cost.
-    """
+    """A numpy view of an array or CPU tensor. A tensor elsewhere is refused: copying it back would hide the cost."""
     if isinstance(crops, np.ndarray):
         return crops
     device = getattr(crops, "device", None)

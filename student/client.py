@@ -1,8 +1,7 @@
-"""The client's core: sessions, window, deadlines, and answers matched by batch id. Asynchronous; knows no
-torch.
+"""The client's core: sessions, window, deadlines, and answers matched by batch id. Asynchronous; knows no torch.
 
-Exactly one answer per crop batch, whatever dies in between: slices that a dead session left unanswered are
-sent again on the next one, the first answer of a row wins, and nothing is ever resent because it is slow.
+Exactly one answer per crop batch, whatever dies in between: slices that a dead session left unanswered are sent again
+on the next one, the first answer of a row wins, and nothing is ever resent because it is slow.
 """
 
 from __future__ import annotations
@@ -35,7 +34,15 @@ from teacherfarm.student.handshake import shake_hands
 from teacherfarm.student.ledger import Ledger, PendingSlice
 from teacherfarm.student.retry import Backoff
 from teacherfarm.student.session import Session
-from teacherfarm.student.settings import WINDOW_CROPS, Address, OnStarved, Timeouts, parse_addresses, preference
+from teacherfarm.student.settings import (
+    WINDOW_CROPS,
+    Address,
+    OnStarved,
+    Timeouts,
+    check_digest,
+    parse_addresses,
+    preference,
+)
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
 
@@ -44,22 +51,18 @@ log = logging.getLogger(__name__)
 PING_INTERVAL_S = 5.0
 STARVATION_CHECK_S = 0.1
 OpenTransport = Callable[[Address, Timeouts, str], Transport]
-"""A transport for one session with an address, and the teacher's name for those that have no server to tell
-it to.
-"""
+"""A transport for one session with an address, and the teacher's name for those that have no server to tell it to."""
 
 
 class AsyncTeacherClient:
-    """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as
-    teacher``.
+    """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as teacher``.
 
-    ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is
-    served. ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first
-    session's is pinned. ``spec``: what to ask for. ``window``: most crops submitted and not yet collected
-    (bounds this side's memory). ``on_starved``: what to do when a batch got no labels for
-    ``timeouts.answer_s``: "wait" on (and log), "raise" Starved, or "skip" (labels with weight 0 for the crops
-    without answer). ``codec``: "raw", or "jpeg" (quality 95, a seventh of the bytes) where the link is slow;
-    labels then are those of the decoded crops.
+    ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is served.
+    ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first session's is pinned.
+    ``spec``: what to ask for. ``window``: most crops asked and not yet answered (with the blocking client: not yet
+    collected). ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log),
+    "raise" Starved, or "skip" (labels with weight 0 for the crops without answer). ``codec``: "raw", or "jpeg" (quality
+    95, a seventh of the bytes) where the link is slow; labels then are those of the decoded crops.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class AsyncTeacherClient:
         self._on_starved = on_starved
         self._codec = codec
         self._open_transport = open_transport
-        self._expected_teacher = digest
+        self._expected_teacher = check_digest(digest)
         self._expected_artifact = ""
         self._card: TeacherCard | None = None
         self._spec = self._asked_spec
@@ -103,7 +106,7 @@ class AsyncTeacherClient:
         self._encoding: set[asyncio.Task[None]] = set()
         self._room_changed = asyncio.Event()
         self._backoff = Backoff(random.random())
-        self._first_failure_s = 0.0
+        self._connecting_since_s = 0.0
 
     def __repr__(self) -> str:
         state = "failed" if self._fatal else "connected" if self._session else "not connected"
@@ -144,6 +147,7 @@ class AsyncTeacherClient:
             keep_large_buffers()
             loop = asyncio.get_running_loop()
             self._connected = loop.create_future()
+            self._connecting_since_s = loop.time()
             self._tasks = [
                 loop.create_task(self._keep_sessions(), name="teacher client sessions"),
                 loop.create_task(self._watch(), name="teacher client watch"),
@@ -155,9 +159,7 @@ class AsyncTeacherClient:
         return await (await self.submit(crops, keys=keys, priority=priority))
 
     async def submit(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> asyncio.Future[SoftLabels]:
-        """Ask and do not wait for the answer, only for room in the window. ``crops`` must not change until
-        answered.
-        """
+        """Ask and do not wait for the answer, only for room in the window. ``crops`` must not change until answered."""
         await self.connect()
         self.card.crop_format.check(crops)
         batch = CropBatch(pixels=crops, keys=keys, priority=priority)
@@ -190,12 +192,17 @@ class AsyncTeacherClient:
             self._fail(batch, self._fatal)
             return
         self._ledger.open(batch)
-        if self._codec == "raw":
-            self._queue(batch)
-        else:
-            task = asyncio.get_running_loop().create_task(self._encode_and_queue(batch))
-            self._encoding.add(task)
-            task.add_done_callback(self._encoding.discard)
+        try:
+            if self._codec == "raw":
+                self._queue(batch)
+            else:
+                task = asyncio.get_running_loop().create_task(self._encode_and_queue(batch))
+                self._encoding.add(task)
+                task.add_done_callback(self._encoding.discard)
+        except Exception as error:
+            # On the blocking client's loop nobody else would hear of it.
+            self._fail(batch, error)
+            raise
 
     async def _encode_and_queue(self, batch: PendingBatch) -> None:
         crop_format = replace(self.card.crop_format, codec=self._codec)
@@ -232,16 +239,23 @@ class AsyncTeacherClient:
     async def _keep_sessions(self) -> None:
         """One session after the other, until closed or refused for good."""
         try:
+            refusals = 0
             for address in itertools.cycle(self._addresses):
                 transport = self._open_transport(address, self.timeouts, self._teacher)
                 try:
                     self._session = await self._greet(transport)
+                    refusals = 0
                     self._backoff.succeeded()
                     self._set_connected()
                     await self._session.run()
                 except TeacherFarmFault as fault:
                     if fault.retry == "never":
-                        raise
+                        # One of several alternatives may be wrong, or not up to date, while another is restarted.
+                        refusals += 1
+                        if self._session is not None or refusals >= len(self._addresses):
+                            raise
+                    else:
+                        refusals = 0
                     log.info("session with %s over: %s", address, fault)
                     delay_s = self._backoff.failed(fault)
                     if self._card is None:
@@ -277,6 +291,7 @@ class AsyncTeacherClient:
             welcome,
             card,
             self._spec,
+            most_crops=self.room.window_crops,
             ledger=self._ledger,
             stats=self.stats,
             send_again=self._send_again,
@@ -284,9 +299,7 @@ class AsyncTeacherClient:
 
     def _give_up_connecting_after(self, fault: TeacherFarmFault) -> None:
         """Before the first Welcome a wrong address is likelier than a bad moment: stop after ``connect_s``."""
-        now_s = asyncio.get_running_loop().time()
-        self._first_failure_s = self._first_failure_s or now_s
-        if now_s - self._first_failure_s > self.timeouts.connect_s:
+        if asyncio.get_running_loop().time() - self._connecting_since_s > self.timeouts.connect_s:
             places = ", ".join(map(str, self._addresses))
             raise type(fault)(f"no session with {places} within {self.timeouts.connect_s:g} s: {fault.message}")
 
@@ -306,6 +319,7 @@ class AsyncTeacherClient:
             if now_s - pinged_s > PING_INTERVAL_S and self._session is not None:
                 pinged_s = now_s
                 self._session.ping()
+            self._ledger.forget_given_up()
             starved = self._ledger.asked_before(now_s - self.timeouts.answer_s)
             if starved and self._on_starved == "wait":
                 if now_s - warned_s > self.timeouts.answer_s:
@@ -338,7 +352,8 @@ class AsyncTeacherClient:
 
     def _give_up(self, error: BaseException) -> None:
         if self._fatal is None:
-            self._fatal = error
+            # Without its traceback, which would keep frames and their crops; it is raised again and again.
+            self._fatal = error.with_traceback(None)
         for batch in self._ledger.close_all():
             self._fail(batch, error)
         if self._connected is not None and not self._connected.done():

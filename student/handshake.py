@@ -32,7 +32,7 @@ async def shake_hands(transport: Transport, hello: Hello, *, within_s: float) ->
         ("teacher", hello.expected_teacher_digest, card.teacher_digest),
         ("artifact", hello.expected_artifact_digest, welcome.artifact_digest),
     ):
-        if not actual.startswith(expected):
+        if not actual or not actual.startswith(expected):
             raise DigestMismatch(f"the server's {what} digest is {actual}, pinned is {expected}")
     return welcome, card
 

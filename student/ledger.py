@@ -1,7 +1,7 @@
 """A client's books: which batches are asked, which slices are unsent, sent or answered. Pure; nothing is sent here.
 
-Every row of every batch is in exactly one place: unsent, sent on the present session, set aside, or answered. So none
-is lost when a session dies, and an answer that comes twice finds nothing to answer.
+Every row of every open batch is in exactly one place: unsent, sent on the present session, put off by the server for a
+moment, or answered. So none is lost when a session dies, and an answer that comes twice finds nothing to answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from teacherfarm.student.batch import PendingBatch
+
+UNBOUNDED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,21 @@ class Ledger:
     def close(self, batch: PendingBatch) -> None:
         """The batch is answered, failed or given up; what it still has in flight no longer matters."""
         self._batches.pop(batch.id, None)
+        if batch.missing_crops:
+            # Its pixels must not wait for a session.
+            self._unsent = deque(slice_ for slice_ in self._unsent if slice_.batch is not batch)
 
-    def next_to_send(self, *, window_crops: int, slice_crops: int) -> PendingSlice | None:
+    def forget_given_up(self) -> None:
+        """Let go of batches that nobody waits for, pixels and all, also while there is no session."""
+        for batch in [batch for batch in self._batches.values() if batch.given_up]:
+            self.close(batch)
+
+    def next_to_send(self, *, window_crops: int, slice_crops: int, most_crops: int = UNBOUNDED) -> PendingSlice | None:
         """The next slice, now counted as sent; None where nothing waits or the window is full.
 
         A window smaller than a slice lets one slice through, so that it cannot stop a session for good.
+        ``most_crops``: the client's own window, or one batch where that is larger: what was given up on while a
+        server stalls stays in flight, so the server's window alone would not bound this side's memory.
         """
         while self._unsent:
             waiting = self._unsent[0]
@@ -67,7 +79,8 @@ class Ledger:
                 self.close(waiting.batch)
                 continue
             num_crops = min(waiting.num_crops, slice_crops)
-            if self.sent_crops and self.sent_crops + num_crops > window_crops:
+            allowed = min(window_crops, max(most_crops, len(waiting.batch.pixels)))
+            if self.sent_crops and self.sent_crops + num_crops > allowed:
                 return None
             self._unsent.popleft()
             if num_crops < waiting.num_crops:

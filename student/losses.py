@@ -206,7 +206,7 @@ def _check(labels: SoftLabels, logits: Tensor) -> None:
 
 
 def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
-    """An array from a label record on the device; records may be read-only or unaligned, which torch refuses to view."""
+    """An array from a label record on the device; torch refuses to view what is read-only or unaligned."""
     fit = values.flags.writeable and values.flags.c_contiguous and values.flags.aligned
     return torch.from_numpy(values if fit else np.array(values)).to(device, non_blocking=True)
 

@@ -48,10 +48,12 @@ class Session:
         card: TeacherCard,
         spec: LabelSpec,
         *,
+        most_crops: int,
         ledger: Ledger,
         stats: ClientStats,
         send_again: Callable[[PendingSlice], None],
     ) -> None:
+        self._most_crops = most_crops
         self.window_crops = welcome.window_crops
         self._keys_wanted = welcome.keys_wanted
         self._transport = transport
@@ -68,7 +70,9 @@ class Session:
     def pump(self) -> None:
         """Send what fits the window."""
         while not self._going_away:
-            slice_ = self._ledger.next_to_send(window_crops=self.window_crops, slice_crops=self._slice_crops)
+            slice_ = self._ledger.next_to_send(
+                window_crops=self.window_crops, slice_crops=self._slice_crops, most_crops=self._most_crops
+            )
             if slice_ is None:
                 return
             batch, first, num_crops = slice_.batch, slice_.first, slice_.num_crops

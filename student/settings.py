@@ -85,3 +85,14 @@ def preference(addresses: tuple[Address, ...], teacher: str) -> tuple[Address, .
         return hashlib.sha256(f"{teacher}\0{address}".encode()).digest()
 
     return tuple(sorted(addresses, key=rank))
+
+
+def check_digest(digest: str) -> str:
+    """A digest to insist on, in lower case; empty means none. Raises ValueError where it can match no digest."""
+    lower = digest.lower()
+    if lower and not (8 <= len(lower) <= 64 and set(lower) <= set("0123456789abcdef")):
+        raise ValueError(
+            f"digest must be the first 8 to 64 hexadecimal digits of a teacher's digest, got {digest!r}; "
+            "teacherfarm teachers ADDRESS shows them"
+        )
+    return lower

@@ -77,4 +77,6 @@ class CreditPool:
     def window_crops(self, credit: Credit) -> int:
         """A session's window at this moment."""
         share = self._budget_bytes // max(1, len(self._open)) // credit.crop_bytes
-        return max(credit.slice_crops, min(share, self._most_crops))
+        # Earlier sessions may still fill larger windows: what does not fit now would only be sent to be refused.
+        free = max(0, self._budget_bytes - self.used_bytes) // credit.crop_bytes
+        return max(credit.slice_crops, min(share, self._most_crops, credit.untaken_crops + free))

@@ -33,7 +33,6 @@ from teacherfarm.teacher_server.farm.lane import Lane
 from teacherfarm.teacher_server.metrics import Metrics
 from teacherfarm.teacher_server.projects.project import DEFAULT_PROJECT, Project
 
-BATCH_CROPS = 1 << 20
 BUSY_RETRY_AFTER_S = 0.05
 ScopeName = tuple[str, str, LabelSpec, CropFormat]
 
@@ -148,8 +147,6 @@ class Gateway:
                 session_id=session_id,
                 window_crops=credit.window_crops,
                 slice_crops=crops,
-                batch_crops=BATCH_CROPS,
-                payload_bytes=max(self._payload_bytes, card.crop_format.crop_bytes, record_dtype.itemsize),
                 artifact_digest=digest,
                 keys_wanted=scope.num_sessions > 1,
             ),

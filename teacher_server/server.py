@@ -25,6 +25,7 @@ from teacherfarm.teacher_server.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 DRAIN_POLL_S = 0.02
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MakeBackend = Callable[[ExportedTeacher, TeacherCard], Backend]
 
@@ -124,9 +125,16 @@ class Server:
 
     async def run_until_signalled(self, on_ready: Callable[[Server], None]) -> None:
         """Start, call ``on_ready`` once every teacher was tried, serve until SIGTERM or SIGINT, drain, stop."""
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def stop_soon() -> None:
+            stopping.set()
+            # A second signal ends the process at once, whatever hangs.
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, stop_soon)
         starting = asyncio.create_task(self.start())
         signalled = asyncio.create_task(stopping.wait())
         try:
@@ -135,10 +143,12 @@ class Server:
                 starting.result()
                 on_ready(self)
                 await signalled
-                await self.drain()
+            # Teachers that were ready while others still loaded may have accepted crops, too.
+            await self.drain()
         finally:
-            starting.cancel()
             signalled.cancel()
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             await self.stop()
 
     def _onnx_backend(self, teacher: ExportedTeacher, card: TeacherCard) -> Backend:

@@ -95,8 +95,6 @@ class AnsweringTransport:
             session_id="in-process",
             window_crops=WINDOW_CROPS,
             slice_crops=self._slice_crops,
-            batch_crops=1 << 20,
-            payload_bytes=1 << 30,
             artifact_digest=self._artifact_digest,
         )
         self._say(welcome, self._card.to_json().encode())

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 KILLS_UNTIL_POISON = 3
 PAUSE_AFTER_DEATH_S = 0.2
+SLICES_UNDER_SUSPICION = 32
+"""After a slice that made the teacher raise, so many of its stream run alone: no neighbour pays for splitting."""
+MOST_SUSPECTS = 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +80,7 @@ class Lane:
         self._pullers: list[asyncio.Task[None]] = []
         self._idle: list[asyncio.Future[None]] = []
         self._busy_slots = 0
+        self._suspects: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return (
@@ -99,6 +103,7 @@ class Lane:
             await check(self.backend)
         except TeacherFarmFault as fault:
             self.state, self.fault = "failed", fault
+            await self.backend.close()
             raise
         except Exception as error:
             self.state = "failed"
@@ -132,6 +137,11 @@ class Lane:
             arrived_s=self._clock(),
             answer=asyncio.get_running_loop().create_future(),
         )
+        if stream in self._suspects:
+            slice_.alone = True
+            self._suspects[stream] -= 1
+            if not self._suspects[stream]:
+                del self._suspects[stream]
         self._queue(slice_)
         try:
             return await slice_.answer
@@ -152,6 +162,9 @@ class Lane:
     def _queue(self, slice_: QueuedSlice) -> None:
         assert self._batcher is not None
         self._batcher.push(slice_, self._clock())
+        self._wake_one()
+
+    def _wake_one(self) -> None:
         while self._idle:
             waiter = self._idle.pop()
             if not waiter.done():
@@ -172,6 +185,9 @@ class Lane:
         while True:
             match self._batcher.next_batch(self._clock()):
                 case TeacherBatch() as batch:
+                    # What is left over is another free slot's: this one will not look again before its batch is done.
+                    if self._batcher.waiting_crops:
+                        self._wake_one()
                     return batch
                 case WaitUntil(time_s):
                     await self._wait(max(0.0, time_s - self._clock()))
@@ -238,6 +254,8 @@ class Lane:
     async def _isolate(self, batch: TeacherBatch[QueuedSlice], error: Exception) -> None:
         if len(batch.slices) == 1:
             log.error("teacher %s failed on a slice", self.card.name, exc_info=error)
+            if len(self._suspects) < MOST_SUSPECTS:
+                self._suspects[batch.slices[0].stream] = SLICES_UNDER_SUSPICION
             _fail(batch.slices[0], TeacherFailed(f"teacher {self.card.name!r} failed on this slice: {error}"))
             return
         middle = len(batch.slices) // 2

@@ -18,7 +18,9 @@ from teacherfarm.protos.crop import CropBatch, CropFormat
 from teacherfarm.protos.faults import (
     BadMessage,
     GoingAway,
+    Overloaded,
     ServerFault,
+    SessionLost,
     TeacherFarmFault,
     UnexpectedMessage,
 )
@@ -43,6 +45,8 @@ from teacherfarm.teacher_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+MOST_INQUIRIES = 64
+
 Send = Callable[[bytes, Buffer], None]
 """Delivers a header and a payload in order, without waiting; what cannot be delivered is dropped with the session."""
 
@@ -59,6 +63,7 @@ class Conversation:
         self._slices: set[asyncio.Task[None]] = set()
         self._received = metrics.received.labels(wire)
         self._sent = metrics.sent.labels(wire)
+        self._num_inquiries = 0
         self.finished = False
         self.last_heard_s = time.monotonic()
 
@@ -122,13 +127,21 @@ class Conversation:
             case Goodbye():
                 self.close()
             case ListTeachers():
+                self._count_inquiry()
                 self._say(TeacherList(teachers=tuple(self._gateway.teachers())))
             case GetTeacher():
+                self._count_inquiry()
                 lane = self._gateway.teacher(value.name)
                 answer = Teacher(name=lane.card.name, artifact_digest=self._gateway.artifact_digest(lane))
                 self._say(answer, lane.card.to_json().encode())
             case _:
                 raise UnexpectedMessage(f"a student does not send {type(value).__name__}")
+
+    def _count_inquiry(self) -> None:
+        """Answers to inquiries need no credit, so their number must have an end."""
+        self._num_inquiries += 1
+        if self._num_inquiries > MOST_INQUIRIES:
+            raise Overloaded(f"{MOST_INQUIRIES} inquiries on one connection are enough: open another")
 
     def _receive_hello(self, hello: Hello) -> None:
         if self._session is not None:
@@ -140,7 +153,9 @@ class Conversation:
 
     def _greeted(self, value: Value) -> Session:
         if self._session is None:
-            raise UnexpectedMessage(f"{type(value).__name__} before Hello was answered")
+            raise SessionLost(
+                f"{type(value).__name__} without a session: it was closed after long silence, or never opened by Hello"
+            )
         return self._session
 
     def _receive_slice(self, slice_: Slice, payload: Buffer) -> None:

@@ -112,7 +112,10 @@ class GrpcFrontend(grpc.GenericRpcHandler):
             if outgoing.qsize() < SEND_HIGH_WATER:
                 outgoing.put_nowait(join(header, payload))
             else:
-                # The peer takes nothing: its stream ends once it has taken what waits, and its student resends.
+                # The peer takes nothing. Its session ends now; its stream, once it has taken what is on the way.
+                conversation.close()
+                while not outgoing.empty():
+                    outgoing.get_nowait()
                 reader.cancel()
 
         conversation = self._converse(send)
@@ -141,13 +144,14 @@ async def _read(
 ) -> None:
     try:
         async with asyncio.timeout(HELLO_WITHIN_S):
-            message = await _next_message(context)
-        while message is not None:
+            while not conversation.greeted and not conversation.finished:
+                message = await _next_message(context)
+                if message is None:
+                    return
+                _feed(conversation, message)
+        # A refused student may wait for the end of the stream before it says anything more.
+        while not conversation.finished and (message := await _next_message(context)) is not None:
             _feed(conversation, message)
-            if conversation.finished:
-                # A refused student may wait for the end of the stream before it says anything more.
-                break
-            message = await _next_message(context)
     except TimeoutError:
         log.info("a stream ended: no Hello within %g s", HELLO_WITHIN_S)
     except grpc.aio.UsageError as error:

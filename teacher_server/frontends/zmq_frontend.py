@@ -14,7 +14,7 @@ from collections.abc import Callable
 import zmq
 
 from teacherfarm.protos.faults import MalformedMessage, Overloaded
-from teacherfarm.protos.messages import SliceFault
+from teacherfarm.protos.messages import Pong, SliceFault
 from teacherfarm.protos.wire import HEADER_BYTES, Buffer, encode_header
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 
@@ -163,3 +163,6 @@ class ZmqFrontend:
                 if now_s - conversation.last_heard_s > allowed_s:
                     self._peers.pop(peer, None)
                     conversation.close()
+                elif conversation.greeted and now_s - conversation.last_heard_s > SWEEP_INTERVAL_S:
+                    # ROUTER tells of a peer that is gone only when something is sent to it.
+                    self._send(peer, encode_header(Pong()), b"")

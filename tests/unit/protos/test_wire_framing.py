@@ -122,9 +122,7 @@ def test_a_session_between_two_ends_in_memory():
     [(hello, _)] = server.hear(student)
     assert (hello.teacher, hello.spec) == ("t", LabelSpec(top_k=3, temperature=4.0))
     server.say(
-        wire.Welcome(
-            session_id="s", window_crops=8, slice_crops=2, batch_crops=64, payload_bytes=1 << 20, artifact_digest="a"
-        ),
+        wire.Welcome(session_id="s", window_crops=8, slice_crops=2, artifact_digest="a"),
         b"card",
     )
     student.say(wire.Slice(batch_id=7, first_row=4, num_crops=2, taken_crops=4, keys=bytes(32)), pixels.tobytes())

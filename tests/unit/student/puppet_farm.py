@@ -121,8 +121,6 @@ class PuppetFarm:
                 session_id="puppet",
                 window_crops=self.window_crops,
                 slice_crops=self.slice_crops,
-                batch_crops=1 << 20,
-                payload_bytes=1 << 20,
                 artifact_digest=self.artifact_digest,
             ),
             self.card.to_json().encode(),

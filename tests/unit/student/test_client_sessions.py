@@ -55,11 +55,16 @@ async def test_hello_says_what_was_asked():
     farm = PuppetFarm()
     spec = LabelSpec(top_k=3, temperature=4.0)
     async with AsyncTeacherClient(
-        "zmq://nowhere:1", "tiny", api_key="key", digest="scripted-teacher", spec=spec, open_transport=farm.open
+        "zmq://nowhere:1",
+        "tiny",
+        api_key="key",
+        digest=CARD.teacher_digest[:12].upper(),
+        spec=spec,
+        open_transport=farm.open,
     ) as client:
         hello = farm.session.hello
         assert (hello.teacher, hello.api_key, hello.spec, hello.codec) == ("tiny", "key", spec, "raw")
-        assert (hello.expected_teacher_digest, hello.expected_artifact_digest) == ("scripted-teacher", "")
+        assert (hello.expected_teacher_digest, hello.expected_artifact_digest) == (CARD.teacher_digest[:12], "")
         assert client.card == CARD
         assert client.spec.outputs == ("labels",)
 
@@ -101,7 +106,8 @@ async def test_nobody_there_is_said_after_a_while_with_the_addresses(unreachable
     client = client_of(farm, "zmq://one:1,grpc://other:2", timeouts=SOON)
     with pytest.raises(SessionLost, match=f"(zmq://one:1, grpc://other:2|grpc://other:2, zmq://one:1).*{words}"):
         await client.connect()
-    assert len(farm.sessions) > 1
+    # Where nothing answers, one attempt takes all the time there is.
+    assert len(farm.sessions) > 1 or not unreachable
     await client.close()
 
 
@@ -189,9 +195,7 @@ async def test_an_answer_to_hello_that_makes_no_sense(say, fault):
 
 
 def welcome(farm: PuppetFarm) -> Welcome:
-    return Welcome(
-        session_id="s", window_crops=8, slice_crops=4, batch_crops=8, payload_bytes=8, artifact_digest="artifact"
-    )
+    return Welcome(session_id="s", window_crops=8, slice_crops=4, artifact_digest="artifact")
 
 
 @on_loop

@@ -29,7 +29,7 @@ NUM_CLASSES = 10
 def make_card(name: str = "scripted", **changes: Any) -> TeacherCard:
     values: dict[str, Any] = {
         "name": name,
-        "teacher_digest": f"{name}-teacher-digest",
+        "teacher_digest": name.encode().hex().ljust(64, "0"),
         "artifact_digest": f"{name}-artifact-digest",
         "model_file": "1/model.onnx",
         "crop_format": CropFormat(height=SIZE, width=SIZE),
