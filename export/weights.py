@@ -48,7 +48,7 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Put the file's tensors into ``module``; ValueError lists keys that are missing, unexpected or of another shape."""
+    """Put the file's tensors into ``module``; ValueError lists missing, unexpected and misshapen keys."""
     found = read_state_dict(file)
     wanted = module.state_dict()
     # Counters of training steps are no weights, and converted files drop them.
