@@ -21,6 +21,7 @@ from teacherfarm.protos.faults import (
     WrongCropSize,
 )
 from teacherfarm.protos.messages import GoAway, Goodbye, Pong, SliceFault, SliceLabels
+from teacherfarm.student import retry
 from teacherfarm.student.client import AsyncTeacherClient
 from teacherfarm.student.settings import Timeouts
 from teacherfarm.student.transports.loopback_transport import LoopbackFarm
@@ -403,3 +404,14 @@ async def test_whoever_cancels_gets_the_room_back_and_nothing_is_kept():
         assert_right(await answered, 7)
         await until(lambda: not client.num_pending)
         assert client.stats.late_answers == 1
+
+
+@on_loop
+async def test_a_connection_that_flaps_is_opened_again_without_growing_delays(monkeypatch):
+    monkeypatch.setattr(retry, "LONGEST_DELAY_S", 60.0)
+    farm = PuppetFarm()
+    async with client_of(farm) as client, asyncio.timeout(10):
+        # Doubled each time from a millisecond, the last delays alone would take half a minute.
+        for number in range(2, 17):
+            farm.session.die()
+            await until(lambda number=number: client.stats.sessions == number)
