@@ -122,9 +122,11 @@ class RawGrpc:
             yield message
 
 
-def raw_student(address: str) -> RawZmq | RawGrpc:
-    """A raw student of the address' wire."""
-    return RawZmq(address) if address.startswith("zmq://") else RawGrpc(address)
+def raw_student(address: str, *, deaf: bool = False) -> RawZmq | RawGrpc:
+    """A raw student of the address' wire. ``deaf``: what it does not receive stays with the server."""
+    if address.startswith("zmq://"):
+        return RawZmq(address, receive_high_water=int(deaf))
+    return RawGrpc(address)  # gRPC takes nothing that nobody reads, beyond its flow control's window
 
 
 def hello(**changes: object) -> bytes:

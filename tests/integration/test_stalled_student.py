@@ -1,0 +1,73 @@
+"""A student that stops taking its answers: the server's memory stays bounded and a healthy student notices nothing."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from teacherfarm.student import TeacherClient
+from tests.integration.some_student import SomeStudent
+from tests.raw_student import hello, raw_student, slice_header
+from tests.scripted_farm import make_crops, right_classes
+
+SIZE, CLASSES = 112, 20_000
+CROP_BYTES, LABEL_BYTES = SIZE * SIZE * 3, CLASSES * 2
+MEMORY_MB = 16
+SLICE = 8
+MIB = 1 << 20
+
+
+@pytest.fixture
+def farm(start_scripted):
+    """Large labels, a small budget: what a stalled student may hold is far less than what it could make."""
+    return start_scripted(
+        f"--size={SIZE}", f"--num-classes={CLASSES}", f"--largest-batch={SLICE}", f"--memory-mb={MEMORY_MB}"
+    )
+
+
+def check_healthy(teacher, num_batches=6):
+    for seed in range(num_batches):
+        crops = make_crops(SLICE, seed, SIZE)
+        assert (teacher.label(crops).top1 == right_classes(crops, CLASSES)).all()
+    assert teacher.stats.sessions == 1
+
+
+def test_a_peer_that_never_reads(wire, farm):
+    """It sends far more than its window, and takes nothing: it is told to wait, or dropped, and never hoarded for."""
+    (other_wire,) = {"zmq", "grpc"} - {wire}
+    pixels = make_crops(SLICE, 1, SIZE).tobytes()
+    with TeacherClient(getattr(farm, wire)) as healthy, TeacherClient(getattr(farm, other_wire)) as stranger:
+        check_healthy(healthy)
+        check_healthy(stranger)
+        before = farm.rss_bytes()
+        most = 0
+        with raw_student(getattr(farm, wire), deaf=True) as peer:
+            peer.send(hello())
+            for batch_id in range(600):
+                if not peer.send(slice_header(batch_id, SLICE), pixels, timeout_s=2.0):
+                    break
+                if batch_id % 50 == 0:
+                    check_healthy(healthy, 1)
+                    most = max(most, farm.rss_bytes())
+            check_healthy(healthy)
+            check_healthy(stranger)
+            most = max(most, farm.rss_bytes())
+        sent = batch_id * SLICE * (CROP_BYTES + LABEL_BYTES)
+        assert sent > 2 * most - before, "it sent too little to show anything"
+        grown = most - before
+        assert grown < (3 * MEMORY_MB + 32) * MIB, f"grew by {grown / MIB:.0f} MiB"
+
+
+def test_a_student_that_is_stopped_gets_everything_later(wire, farm):
+    with TeacherClient(getattr(farm, wire)) as healthy:
+        check_healthy(healthy)
+        before = farm.rss_bytes()
+        with SomeStudent(getattr(farm, wire), num_batches=60, size=SIZE, num_classes=CLASSES) as student:
+            student.process.send_signal(signal.SIGSTOP)
+            check_healthy(healthy, 20)
+            grown = farm.rss_bytes() - before
+            assert grown < (3 * MEMORY_MB + 32) * MIB, f"grew by {grown / MIB:.0f} MiB"
+            student.process.send_signal(signal.SIGCONT)
+            student.finish()
+        check_healthy(healthy)

@@ -1,0 +1,56 @@
+"""What a monitor and a person see of a running server: pages, metrics that count, gauges that come back down."""
+
+from __future__ import annotations
+
+import json
+
+from teacherfarm.student import TeacherClient
+from tests.farm_process import wait_for
+from tests.integration.some_student import SomeStudent
+from tests.scripted_farm import make_crops
+
+
+def test_pages_of_a_ready_server(tiny_farm):
+    assert tiny_farm.get("/healthz") == (200, "alive\n")
+    assert tiny_farm.get("/readyz") == (200, "ready\n")
+    status, page = tiny_farm.get("/teachers")
+    (teacher,) = json.loads(page)
+    with TeacherClient(tiny_farm.zmq) as client:
+        digest = client.card.teacher_digest
+    assert (status, teacher) == (200, {"name": "tiny", "teacher_digest": digest, "state": "ready"})
+    status, page = tiny_farm.get("/")
+    assert status == 200
+    for shown in ("tiny", "ready", tiny_farm.zmq, tiny_farm.grpc, digest[:16]):
+        assert shown in page
+    status, page = tiny_farm.get("/nowhere")
+    assert (status, page) == (404, "not here: try /, /metrics, /healthz, /readyz or /teachers\n")
+
+
+def test_metrics_count_and_gauges_come_back_down(wire, start_scripted):
+    farm = start_scripted("--seconds-per-crop=0.005", "--largest-batch=4")
+    assert farm.metric("teacherfarm_teacher_ready", teacher="scripted") == 1
+    crops = make_crops(100, seed=1)
+    with TeacherClient(getattr(farm, wire)) as one, TeacherClient(getattr(farm, wire)) as two:
+        wait_for(lambda: farm.metric("teacherfarm_sessions", wire=wire) == 2)
+        answers = [client.submit(crops) for client in (one, two)]
+        wait_for(lambda: farm.metric("teacherfarm_waiting_crops", teacher="scripted") > 40)
+        assert farm.metric("teacherfarm_admitted_crops") > 40
+        for answer in answers:
+            answer.result(30)
+    wait_for(lambda: farm.metric("teacherfarm_sessions") == 0)
+    assert farm.metric("teacherfarm_labels_total", teacher="scripted") == 200
+    assert farm.metric("teacherfarm_waiting_crops") == farm.metric("teacherfarm_admitted_crops") == 0
+    assert farm.metric("teacherfarm_received_bytes_total", wire=wire) >= crops.nbytes
+    assert farm.metric("teacherfarm_sent_bytes_total", wire=wire) >= 200 * 20
+    assert farm.metric("teacherfarm_run_seconds_count") == farm.metric("teacherfarm_batch_crops_count") > 0
+
+
+def test_a_student_killed_without_a_word_leaves_nothing_behind_on_grpc(start_scripted):
+    """TCP tells gRPC; a ROUTER socket only finds out that nothing was heard for a minute."""
+    farm = start_scripted("--seconds-per-crop=0.02", "--largest-batch=4")
+    with SomeStudent(farm.grpc, num_batches=50) as student:
+        assert farm.metric("teacherfarm_sessions") == 1
+        student.process.kill()
+        wait_for(lambda: farm.metric("teacherfarm_sessions") == 0)
+        wait_for(lambda: farm.metric("teacherfarm_admitted_crops") == 0)
+        wait_for(lambda: farm.metric("teacherfarm_waiting_crops") == 0)
