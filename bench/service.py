@@ -34,9 +34,9 @@ BATCH_CROPS = 32
 NUM_BATCHES = 8
 BARE_BATCHES = (1, 2, 4, 6, 8)
 BATCHES_IN_FLIGHT = (2, 3)
-AROUND_S = 0.25
+AROUND_S = 0.4
 """About what filling and draining takes, beside what a slice measures."""
-SEARCH_SHARE = 0.3
+SEARCH_SHARE = 0.25
 
 
 def run(seconds: float, models: str = "") -> None:
