@@ -110,12 +110,16 @@ class LabelSpec:
                 fields.append((name, "<f2", card.feature(name).shape))
         return np.dtype(fields)
 
-    def pack(self, graph_outputs: Mapping[str, NDArray[Any]], card: TeacherCard) -> NDArray[np.void]:
+    def pack(
+        self, graph_outputs: Mapping[str, NDArray[Any]], card: TeacherCard, dtype: np.dtype[np.void] | None = None
+    ) -> NDArray[np.void]:
         """Label records [N] of what the graph returned; ValueError when the graph's shapes are not the
         card's.
+
+        ``dtype``: :meth:`record_dtype`, where the caller has it at hand.
         """
         first = graph_outputs[self.graph_outputs(card)[0]]
-        records = np.empty(len(first), self.record_dtype(card))
+        records = np.empty(len(first), self.record_dtype(card) if dtype is None else dtype)
         for name in self.outputs:
             values = graph_outputs[card.label_output if name == LABELS else name]
             due = (len(first), *((card.num_classes,) if name == LABELS else card.feature(name).shape))

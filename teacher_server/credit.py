@@ -28,9 +28,26 @@ class Credit:
     def untaken_crops(self) -> int:
         return self.received_crops - self.taken_crops
 
+    def receive(self, num_crops: int) -> None:
+        """So many crops were taken in."""
+        self.received_crops += num_crops
+        self.pool.book(self, num_crops)
+
+    def withdraw(self, num_crops: int) -> None:
+        """So many got a fault, which needs no taking."""
+        self.received_crops -= num_crops
+        self.pool.book(self, -num_crops)
+
+    def answer(self, num_crops: int) -> None:
+        """So many were answered with labels."""
+        self.answered_crops += num_crops
+
     def took(self, taken_crops: int) -> None:
         """The student says how many answers its user has taken so far; it cannot take what it was not sent."""
-        self.taken_crops = max(self.taken_crops, min(taken_crops, self.answered_crops))
+        newly_taken = min(taken_crops, self.answered_crops) - self.taken_crops
+        if newly_taken > 0:
+            self.taken_crops += newly_taken
+            self.pool.book(self, -newly_taken)
 
     def has_room(self, num_crops: int) -> bool:
         """Whether that many more crops fit the window and the memory; an empty session has room for one slice."""
@@ -45,13 +62,10 @@ class CreditPool:
         self._budget_bytes = budget_bytes
         self._most_crops = most_crops
         self._open: set[Credit] = set()
+        self.used_bytes = 0
 
     def __repr__(self) -> str:
         return f"<CreditPool {self.used_bytes} of {self._budget_bytes} bytes used by {len(self._open)} session(s)>"
-
-    @property
-    def used_bytes(self) -> int:
-        return sum(credit.untaken_crops * credit.crop_bytes for credit in self._open)
 
     def open(self, *, crop_bytes: int, slice_crops: int) -> Credit:
         """An account for one more session; raises Overloaded when the budget holds no slice for it."""
@@ -68,7 +82,13 @@ class CreditPool:
 
     def close(self, credit: Credit) -> None:
         """The session is over; its share goes to the others."""
+        self.book(credit, -credit.untaken_crops)
         self._open.discard(credit)
+
+    def book(self, credit: Credit, num_crops: int) -> None:
+        """A session holds so many crops more; nothing of a closed one counts any more."""
+        if credit in self._open:
+            self.used_bytes += num_crops * credit.crop_bytes
 
     def has_room(self, credit: Credit, num_crops: int) -> bool:
         """Whether the budget holds so many more crops: sessions may still fill the larger windows of earlier."""

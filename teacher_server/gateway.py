@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +29,7 @@ from teacherfarm.teacher_server.credit import Credit, CreditPool
 from teacherfarm.teacher_server.farm.farm import Farm
 from teacherfarm.teacher_server.farm.in_flight import InFlight, split_keys
 from teacherfarm.teacher_server.farm.lane import Lane
-from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.metrics import Metrics, ScopeMetrics
 from teacherfarm.teacher_server.projects.project import DEFAULT_PROJECT, Project
 
 BUSY_RETRY_AFTER_S = 0.05
@@ -41,6 +40,7 @@ ScopeName = tuple[str, str, LabelSpec, CropFormat]
 class Scope:
     """The open sessions whose crops may join each other's: of one project, teacher, label spec and crop format."""
 
+    metrics: ScopeMetrics
     num_sessions: int = 0
 
 
@@ -131,7 +131,8 @@ class Gateway:
         credit = self._credit.open(crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops)
         session_id = f"s{next(self._numbers)}"
         project = DEFAULT_PROJECT
-        scope = self._scopes.setdefault((project.name, card.name, spec, crop_format), Scope())
+        scope_name = (project.name, card.name, spec, crop_format)
+        scope = self._scopes.setdefault(scope_name, Scope(self._metrics.scope(card.name, project.name)))
         scope.num_sessions += 1
         return Session(
             id=session_id,
@@ -166,14 +167,23 @@ class Gateway:
 
         ``decode`` is called only once there is room for the pixels that it makes.
         """
-        with self._admit(session, num_crops):
+        self._admit(session, num_crops)
+        try:
             crops = await decode()
             if not crops.keys:
                 records = await self._compute(session, crops.pixels, crops.priority)
             else:
                 records = await self._claim_and_compute(session, crops)
-            self._metrics.labels.labels(session.lane.card.name, session.project.name).inc(len(crops))
+        except BaseException:
+            # A fault is an answer that needs no taking.
+            session.credit.withdraw(num_crops)
+            raise
+        else:
+            session.credit.answer(num_crops)
+            session.scope.metrics.answered(num_crops)
             return records
+        finally:
+            self._admitted_crops -= num_crops
 
     async def _claim_and_compute(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
         keys, missing = split_keys(crops.keys), list(range(len(crops)))
@@ -200,17 +210,15 @@ class Gateway:
                     missing.append(row)
                 else:
                     records[row] = answers[index]
-            joined = len(claim.joined) - len(missing)
-            self._metrics.joined.labels(session.lane.card.name, session.project.name).inc(joined)
+            session.scope.metrics.joined(len(claim.joined) - len(missing))
         assert records is not None
         return records
 
     async def _compute(self, session: Session, pixels: NDArray[np.generic], priority: int) -> NDArray[np.void]:
         outputs = await session.lane.label(session.project, session.id, pixels, session.graph_outputs, priority)
-        return session.spec.pack(outputs, session.lane.card)
+        return session.spec.pack(outputs, session.lane.card, session.record_dtype)
 
-    @contextmanager
-    def _admit(self, session: Session, num_crops: int) -> Iterator[None]:
+    def _admit(self, session: Session, num_crops: int) -> None:
         credit = session.credit
         if num_crops > session.welcome.slice_crops:
             raise WrongBatchSize(f"a slice of {num_crops} crops; Welcome allowed {session.welcome.slice_crops}")
@@ -220,18 +228,8 @@ class Gateway:
                 f"{credit.window_crops}",
                 retry_after_s=BUSY_RETRY_AFTER_S,
             )
-        credit.received_crops += num_crops
+        credit.receive(num_crops)
         self._admitted_crops += num_crops
-        try:
-            yield
-        except BaseException:
-            # A fault is an answer that needs no taking.
-            credit.received_crops -= num_crops
-            raise
-        else:
-            credit.answered_crops += num_crops
-        finally:
-            self._admitted_crops -= num_crops
 
 
 def _check_format(asked: CropFormat, card: CropFormat) -> None:

@@ -23,6 +23,22 @@ class LaneMetrics:
         self._run.observe(run_s)
 
 
+class ScopeMetrics:
+    """One teacher's and one project's share of the metrics, with both labels already bound: counted per slice."""
+
+    def __init__(self, metrics: Metrics, teacher: str, project: str) -> None:
+        self._labels = metrics.labels.labels(teacher, project)
+        self._joined = metrics.joined.labels(teacher, project)
+
+    def answered(self, num_crops: int) -> None:
+        """So many crops were answered."""
+        self._labels.inc(num_crops)
+
+    def joined(self, num_crops: int) -> None:
+        """So many of them from a computation that was under way already."""
+        self._joined.inc(num_crops)
+
+
 class Metrics:
     """Every metric of one server, in a registry of its own."""
 
@@ -75,6 +91,10 @@ class Metrics:
     def lane(self, teacher: str) -> LaneMetrics:
         """The metrics of one teacher's lane."""
         return LaneMetrics(self, teacher)
+
+    def scope(self, teacher: str, project: str) -> ScopeMetrics:
+        """The metrics of one teacher's labels for one project."""
+        return ScopeMetrics(self, teacher, project)
 
     def page(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -18,12 +18,12 @@ def receive(credit: Credit, num_crops: int) -> bool:
     """What the gateway does with a slice."""
     if not credit.has_room(num_crops):
         return False
-    credit.received_crops += num_crops
+    credit.receive(num_crops)
     return True
 
 
 def answer(credit: Credit, num_crops: int) -> None:
-    credit.answered_crops += num_crops
+    credit.answer(num_crops)
 
 
 def test_sessions_share_the_budget_and_get_it_back():
