@@ -134,12 +134,12 @@ async def test_what_breaks_a_call_raises_and_the_next_one_works(make, tiny):
 @on_loop
 async def test_closing_lets_running_calls_end_and_may_be_done_twice_or_unstarted(make, tiny):
     await make().close()
-    backend = make()
+    backend, label = make(slots=1), tiny.card.label_output
     await backend.start()
-    running = asyncio.ensure_future(backend.run(crops_for(tiny.card, 4), (tiny.card.label_output,)))
+    calls = [asyncio.ensure_future(backend.run(crops_for(tiny.card, 4), (label,))) for _ in range(5)]
     await asyncio.sleep(0)
     await backend.close()
-    assert len((await running)[tiny.card.label_output]) == 4
+    assert [len(answers[label]) for answers in await asyncio.gather(*calls)] == [4] * 5
     await backend.close()
 
 

@@ -286,7 +286,7 @@ async def test_closing_may_be_done_twice_and_ends_everything(peer):
         await transport.close()
         await transport.close()
         transport.send(*slice_of(peer, 1))
-        for _ in range(2):
+        for _ in range(4):
             with pytest.raises(SessionLost):
                 await transport.receive()
 

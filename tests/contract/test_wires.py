@@ -190,6 +190,17 @@ async def test_a_message_larger_than_allowed_ends_its_session_alone(wire):
             await bad.receive()
         good.send(header_of(3), b"still here")
         assert await hear(good) == (3, b"still here")
+        assert all(len(payload) < MIB for echo in wire.echoes for _, payload in echo.heard)
+
+
+@on_loop
+async def test_a_student_takes_no_message_larger_than_allowed_either(wire):
+    async with wire.serving() as frontend, wire.connected(frontend) as transport:
+        transport.send(header_of(1))
+        await hear(transport)
+        wire.echoes[0].send(header_of(2), bytes(2 * MIB))
+        with pytest.raises(SessionLost):
+            await transport.receive()
 
 
 @on_loop

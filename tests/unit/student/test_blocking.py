@@ -18,7 +18,7 @@ from teacherfarm.protos.faults import (
     WrongBatchSize,
     WrongNumberType,
 )
-from teacherfarm.student import TeacherClient
+from teacherfarm.student import TeacherClient, blocking
 from teacherfarm.student.blocking import as_pixels
 from teacherfarm.student.transports.loopback_transport import LoopbackFarm
 from tests.unit.teacher_server.scripted import CARD, answer, crops, records_of
@@ -139,7 +139,8 @@ def test_a_full_window_of_answers_not_collected_is_said_and_not_waited_for(clien
     assert_right(client.label(crops(1)), 1)
 
 
-def test_submit_waits_for_room_while_another_thread_collects(farm, client):
+def test_submit_waits_for_room_while_another_thread_collects(farm, client, monkeypatch):
+    monkeypatch.setattr(blocking, "ROOM_CHECK_S", 1000.0)
     farm.free.clear()
     futures = [client.submit(crops(*range(4))) for _ in range(2)]
     submitted = threading.Event()
@@ -295,10 +296,13 @@ def test_another_process_is_told_to_ask_where_the_client_was_made(client):
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=use_elsewhere, args=(client, there))
     process.start()
-    assert here.poll(LONG_S)
-    said = here.recv()
-    process.join(LONG_S)
-    assert process.exitcode == 0
+    try:
+        assert here.poll(LONG_S)
+        said = here.recv()
+        process.join(LONG_S)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
     assert len(said) == 2
     assert all("made in another process" in words and "DataLoader workers prepare crops" in words for words in said)
     assert_right(client.label(crops(1)), 1)
