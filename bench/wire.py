@@ -40,12 +40,13 @@ async def _run(seconds: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_BATCHES, BATCH_CROPS, SIZE, SIZE, 3), np.uint8)
     batches = in_rotation(list(pixels))
     async with AsyncExitStack() as stack:
-        farm = stack.enter_context(running("bench.scripted_farm", ["--largest-batch", str(crops_in_message)]))
         bare = stack.enter_context(running("bench.wire_reference", ["--crop-bytes", str(CROP_BYTES)]))
 
-        async def ours(address: str) -> dict[str, RunSlice]:
+        async def ours(wire: str) -> dict[str, RunSlice]:
+            # A server for each wire: beside another session of the same farm, a student makes keys of its crops.
+            farm = stack.enter_context(running("bench.scripted_farm", ["--largest-batch", str(crops_in_message)]))
             window = (max(BATCHES_IN_FLIGHT) + 1) * BATCH_CROPS
-            teacher = await stack.enter_async_context(AsyncTeacherClient(address, TEACHER, window=window))
+            teacher = await stack.enter_async_context(AsyncTeacherClient(farm[wire], TEACHER, window=window))
 
             def with_in_flight(in_flight: int) -> RunSlice:
                 return lambda slice_s: run_pipeline(
@@ -64,9 +65,9 @@ async def _run(seconds: float) -> None:
             return loop.run_slice
 
         candidates = {
-            "zmq": await ours(farm["zmq"]),
+            "zmq": await ours("zmq"),
             "bare zmq": {f"{count} messages in flight": bare_zmq(count) for count in MESSAGES_IN_FLIGHT},
-            "grpc": await ours(farm["grpc"]),
+            "grpc": await ours("grpc"),
             "bare grpc": {
                 f"{count} messages in flight, {how}": bare_grpc(scheme, count)
                 for count in MESSAGES_IN_FLIGHT
