@@ -16,6 +16,8 @@ CROP_BYTES, LABEL_BYTES = SIZE * SIZE * 3, CLASSES * 2
 MEMORY_MB = 16
 SLICE = 8
 MIB = 1 << 20
+MOST_GROWTH = (3 * MEMORY_MB + 32) * MIB
+"""Crops, labels on their way and what the allocator keeps; a server without credit passes it several times over."""
 
 
 @pytest.fixture
@@ -53,10 +55,9 @@ def test_a_peer_that_never_reads(wire, farm):
             check_healthy(healthy)
             check_healthy(stranger)
             most = max(most, farm.rss_bytes())
-        sent = batch_id * SLICE * (CROP_BYTES + LABEL_BYTES)
-        assert sent > 2 * most - before, "it sent too little to show anything"
         grown = most - before
-        assert grown < (3 * MEMORY_MB + 32) * MIB, f"grew by {grown / MIB:.0f} MiB"
+        assert grown < MOST_GROWTH, f"grew by {grown / MIB:.0f} MiB"
+        assert batch_id * SLICE * LABEL_BYTES > 2 * MOST_GROWTH, "it asked too little to show anything"
 
 
 def test_a_student_that_is_stopped_gets_everything_later(wire, farm):
@@ -67,7 +68,7 @@ def test_a_student_that_is_stopped_gets_everything_later(wire, farm):
             student.process.send_signal(signal.SIGSTOP)
             check_healthy(healthy, 20)
             grown = farm.rss_bytes() - before
-            assert grown < (3 * MEMORY_MB + 32) * MIB, f"grew by {grown / MIB:.0f} MiB"
+            assert grown < MOST_GROWTH, f"grew by {grown / MIB:.0f} MiB"
             student.process.send_signal(signal.SIGCONT)
             student.finish()
         check_healthy(healthy)
