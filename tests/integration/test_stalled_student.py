@@ -6,7 +6,10 @@ import signal
 
 import pytest
 
+from teacherfarm.protos.messages import GetTeacher
+from teacherfarm.protos.wire import encode_header
 from teacherfarm.student import TeacherClient
+from tests.farm_process import wait_for
 from tests.integration.some_student import SomeStudent
 from tests.raw_student import hello, raw_student, slice_header
 from tests.scripted_farm import make_crops, right_classes
@@ -72,3 +75,19 @@ def test_a_student_that_is_stopped_gets_everything_later(wire, farm):
             student.process.send_signal(signal.SIGCONT)
             student.finish()
         check_healthy(healthy)
+
+
+def test_a_peer_that_asks_without_end_and_never_reads_loses_its_session(wire, farm):
+    """Answers that need no credit must not pile up either."""
+    with TeacherClient(getattr(farm, wire)) as healthy:
+        check_healthy(healthy, 1)
+        before = farm.rss_bytes()
+        with raw_student(getattr(farm, wire), deaf=True) as peer:
+            peer.send(hello())
+            wait_for(lambda: farm.metric("teacherfarm_sessions") == 2)
+            question = encode_header(GetTeacher(name="scripted"))
+            while farm.metric("teacherfarm_sessions") == 2:
+                for _ in range(1000):
+                    peer.send(question, timeout_s=2.0)
+            check_healthy(healthy, 2)
+            assert farm.rss_bytes() - before < MOST_GROWTH
