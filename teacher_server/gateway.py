@@ -239,3 +239,5 @@ def _check_format(asked: CropFormat, card: CropFormat) -> None:
         raise WrongNumberType(f"JPEG holds uint8 crops, this teacher takes {card.describe()}: send them raw")
     if asked.shape != card.shape:
         raise WrongCropSize(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
+    if asked.codec == "jpeg" and asked.channels not in (1, 3):
+        raise WrongCropSize(f"JPEG holds 1 or 3 channels, this teacher takes {card.describe()}: send them raw")

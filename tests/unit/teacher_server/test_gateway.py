@@ -335,13 +335,17 @@ async def test_what_a_session_is_refused_for(tmp_path, changes, fault, words):
         assert "0 session" in repr(farm.credit), "a refused Hello keeps nothing"
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault", "words"),
+    [
+        ({"number_type": "uint16"}, WrongNumberType, "JPEG holds uint8"),
+        ({"channels": 4}, WrongCropSize, "JPEG holds 1 or 3 channels"),
+    ],
+)
 @on_loop
-async def test_jpeg_is_refused_where_crops_are_no_bytes(tmp_path):
-    card = make_card(crop_format=CropFormat(height=4, width=4, number_type="uint16"))
-    farm = ScriptedFarm(tmp_path, card)
-    farm.teacher.rewrite = lambda outputs: outputs
-    async with farm:
-        with pytest.raises(WrongNumberType, match="JPEG holds uint8"):
+async def test_jpeg_is_refused_where_it_cannot_hold_the_crops(tmp_path, changes, fault, words):
+    async with ScriptedFarm(tmp_path, make_card(crop_format=CropFormat(height=4, width=4, **changes))) as farm:
+        with pytest.raises(fault, match=words):
             farm.gateway.open_session(hello(codec="jpeg"))
 
 
