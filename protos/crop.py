@@ -24,6 +24,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "area"]
 NumberType = Literal["uint8", "uint16", "float32"]
 Codec = Literal["raw", "jpeg"]
 
+NUMBER_BYTES: dict[NumberType, int] = {"uint8": 1, "uint16": 2, "float32": 4}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
@@ -88,7 +90,7 @@ class CropFormat:
     @property
     def crop_bytes(self) -> int:
         """Bytes of one decoded crop."""
-        return self.height * self.width * self.channels * np.dtype(self.number_type).itemsize
+        return self.height * self.width * self.channels * NUMBER_BYTES[self.number_type]
 
     def describe(self) -> str:
         return f"{self.number_type} [N, {self.height}, {self.width}, {self.channels}]"

@@ -21,6 +21,7 @@ HEARTBEAT_TIMEOUT_S = 15.0
 # As plain numbers: arithmetic with pyzmq's flag classes takes longer than sending a frame.
 NOBLOCK = int(zmq.NOBLOCK)
 MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
+READABLE = int(zmq.POLLIN)
 MESSAGES_PER_TURN = 64
 DEAD = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 DEAD |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -72,10 +73,11 @@ class ZmqTransport:
         try:
             self._socket.send(header, MORE_FOLLOWS)
             self._socket.send(payload, NOBLOCK, copy=False)
+            # The descriptor is edge-triggered: sending may have consumed the edge of an arriving message.
+            if not self._turn_pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
+                self._turn_soon()
         except zmq.ZMQError as error:
             self._lose(f"sending failed: {error}")
-        # The descriptor is edge-triggered: sending may have consumed the edge of an arriving message.
-        self._turn_soon()
 
     async def receive(self) -> tuple[Buffer, Buffer]:
         while not self._received:
