@@ -141,3 +141,10 @@ def test_a_session_between_two_ends_in_memory():
     assert (labels.batch_id, labels.first_row, labels.window_crops, records) == (7, 4, 6, b"records")
     assert type(fault.fault) is MalformedMessage
     assert nothing == b""
+
+
+def test_nothing_but_one_header_and_one_payload_is_a_message():
+    message = wire.join(b"header", b"payload")
+    for wrong in (message + b"\x12\x00", message * 2, b"\x12\x01p" + b"\x0a\x01h", b"\x0a\x00" * 3):
+        with pytest.raises(MalformedMessage):
+            wire.split(wrong)

@@ -323,3 +323,38 @@ async def test_a_client_that_is_cancelled_while_connecting_leaves_nothing():
     await client.close()
     assert farm.session.closed
     assert len(farm.sessions) == 1
+
+
+@on_loop
+async def test_one_alternative_that_refuses_is_not_the_end_while_another_comes_back():
+    farm, attempts = PuppetFarm(), []
+
+    def greet(session):
+        attempts.append(session)
+        match len(attempts):
+            case 1:
+                session.say(SliceFault(fault=UnknownTeacher("served are: others")))
+            case 2:
+                session.say(SliceFault(fault=NotReady("loading")))
+            case 3:
+                session.say(SliceFault(fault=UnknownTeacher("served are: others")))
+            case _:
+                farm.welcome(session)
+
+    farm.greet = greet
+    async with client_of(farm, "zmq://one:1,zmq://other:2") as client:
+        assert len(attempts) == 4
+        assert client.stats.sessions == 1
+
+
+@on_loop
+async def test_pixels_of_skipped_batches_are_let_go_without_any_session():
+    farm = PuppetFarm()
+    async with client_of(farm, timeouts=SOON, on_starved="skip") as client:
+        farm.unreachable = True
+        farm.session.die()
+        for number in range(5):
+            labels = await client.label(crops(number))
+            assert labels.weight.tolist() == [0]
+        assert client.num_pending == 0
+        assert "0 slices unsent" in repr(client._ledger)

@@ -314,3 +314,38 @@ async def test_busy_slots_are_counted_down_whatever_happens(monkeypatch):
             await outcome(ask(lane, first))
         await settled()
         assert "0 crops waiting, 0 of 1 slots busy" in repr(lane)
+
+
+@on_loop
+async def test_what_a_batch_leaves_over_wakes_another_slot():
+    teacher = Teacher(largest_batch=2, slots=2)
+    async with running_lane(teacher, preferred_batch=2, longest_wait_s=30.0) as lane:
+        teacher.hold()
+        # Together they are enough to begin, but too many for one teacher batch.
+        first, second = ask(lane, 1), ask(lane, 2, 3, stream="other")
+        await until(lambda: teacher.running == 2)
+        teacher.let_go()
+        assert right(await first, 1)
+        assert right(await second, 2, 3)
+
+
+@on_loop
+async def test_neighbours_do_not_pay_for_a_stream_that_broke_the_teacher():
+    teacher = Teacher(largest_batch=8)
+    async with running_lane(teacher) as lane:
+        teacher.raises[99] = lambda: ValueError("bad crop")
+        assert await outcome(ask(lane, 99, stream="bad")) is TeacherFailed
+        teacher.hold()
+        running = ask(lane, 1, stream="good")
+        await until(lambda: teacher.running)
+        calls_before = len(teacher.seen)
+        bad = [ask(lane, 99, stream="bad") for _ in range(3)]
+        good = [ask(lane, number, stream="good") for number in range(2, 5)]
+        teacher.let_go()
+        assert right(await running, 1)
+        for task, number in zip(good, range(2, 5), strict=True):
+            assert right(await task, number)
+        for task in bad:
+            assert await outcome(task) is TeacherFailed
+        assert [2, 3, 4] in teacher.seen[calls_before:]
+        assert [99] in teacher.seen[calls_before:]
