@@ -322,7 +322,9 @@ async def test_what_a_batch_leaves_over_wakes_another_slot():
     async with running_lane(teacher, preferred_batch=2, longest_wait_s=30.0) as lane:
         teacher.hold()
         # Together they are enough to begin, but too many for one teacher batch.
-        first, second = ask(lane, 1), ask(lane, 2, 3, stream="other")
+        first = ask(lane, 1)
+        await settled()
+        second = ask(lane, 2, 3, stream="other")
         await until(lambda: teacher.running == 2)
         teacher.let_go()
         assert right(await first, 1)
