@@ -267,10 +267,12 @@ class AsyncTeacherClient:
                 await asyncio.sleep(delay_s)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:
+        except (TeacherFarmFault, RuntimeError, ValueError) as error:
+            # Refused for good, or told so by a transport: whoever asks for labels gets it.
             self._give_up(error)
-            if not isinstance(error, TeacherFarmFault | RuntimeError | ValueError):
-                raise
+        except Exception as error:
+            log.exception("undeclared error of the client's session")
+            self._give_up(error)
 
     async def _greet(self, transport: Transport) -> Session:
         hello = Hello(
@@ -286,6 +288,7 @@ class AsyncTeacherClient:
         self._expected_teacher, self._expected_artifact = card.teacher_digest, welcome.artifact_digest
         self._card, self._spec = card, self._asked_spec.resolve(card)
         self.stats.sessions += 1
+        log.info("session %s with teacher %s", welcome.session_id, card.name)
         return Session(
             transport,
             welcome,
@@ -310,6 +313,14 @@ class AsyncTeacherClient:
     # Deadlines and ends
 
     async def _watch(self) -> None:
+        try:
+            await self._watch_for_ever()
+        except Exception as error:
+            # Unwatched, the session would die of silence and starvation go unnoticed.
+            log.exception("undeclared error of the client's watch")
+            self._give_up(error)
+
+    async def _watch_for_ever(self) -> None:
         """Act on starvation, and tell the server now and then that this student lives."""
         loop = asyncio.get_running_loop()
         pinged_s = warned_s = loop.time()

@@ -358,3 +358,14 @@ async def test_pixels_of_skipped_batches_are_let_go_without_any_session():
             assert labels.weight.tolist() == [0]
         assert client.num_pending == 0
         assert "0 slices unsent" in repr(client._ledger)
+
+
+@on_loop
+async def test_a_watch_that_breaks_ends_the_client_loudly(monkeypatch, caplog):
+    farm = PuppetFarm()
+    async with client_of(farm) as client:
+        answer = await client.submit(crops(1))
+        monkeypatch.setattr(client._ledger, "asked_before", lambda time_s: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await answer
+        assert "undeclared error of the client's watch" in caplog.text
