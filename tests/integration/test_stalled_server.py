@@ -6,7 +6,6 @@ import gc
 import logging
 import signal
 import threading
-import time
 import weakref
 
 import numpy as np
@@ -82,9 +81,9 @@ def test_submitting_waits_for_room_while_the_server_stalls(wire, farm):
             target=lambda: answers.extend(teacher.submit(make_crops(16, seed)) for seed in range(8)), daemon=True
         )
         submitting.start()
-        wait_for(lambda: teacher.room() == 0)
-        time.sleep(0.3)  # as long as it takes to see that nothing more is taken
-        assert teacher.stats.crops_asked == window
+        # Until the thread waits for room.
+        wait_for(lambda: teacher._room_changed._waiters and teacher.stats.crops_asked >= window)
+        assert (teacher.stats.crops_asked, teacher.room()) == (window, 0)
         assert submitting.is_alive()
         farm.signal(signal.SIGCONT)
         for number in range(8):
