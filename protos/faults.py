@@ -17,6 +17,8 @@
     |   `-- TemperatureMismatch
     |-- UnknownTeacher
     |-- DigestMismatch         another teacher than the one that was pinned
+    |-- Unauthenticated        no API key, or none that is valid here
+    |-- NotAllowed             the key's project may not use this teacher
     |-- BadTeacher             a model directory that cannot be served
     |   |-- EmptyModelDirectory
     |   |-- DamagedArtifact
@@ -27,6 +29,7 @@
     |-- Starved                no labels came in the time that the student allows
     |-- WindowFull             too many answers wait to be taken
     |-- Overloaded             no room now
+    |   `-- QuotaExceeded      ... within the project's allowance
     |-- NotReady               the server is still loading
     |-- SessionLost            the connection died
     |   `-- GoingAway          ... because the server is draining
@@ -134,6 +137,18 @@ class DigestMismatch(TeacherFarmFault):
     code = 41
 
 
+class Unauthenticated(TeacherFarmFault):
+    """No API key, or none that is valid here. The same whether a key was mistyped, revoked or never made."""
+
+    code = 42
+
+
+class NotAllowed(TeacherFarmFault):
+    """The API key is valid, but its project may not use this teacher."""
+
+    code = 43
+
+
 class BadTeacher(TeacherFarmFault):
     """A model directory that cannot be served."""
 
@@ -189,6 +204,12 @@ class Overloaded(TeacherFarmFault):
 
     code = 80
     retry = "later"
+
+
+class QuotaExceeded(Overloaded):
+    """The project has used up its allowance for now. The client waits by itself."""
+
+    code = 82
 
 
 class NotReady(TeacherFarmFault):

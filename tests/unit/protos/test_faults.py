@@ -78,6 +78,7 @@ def test_retry_advice():
     advice = {fault.__name__: fault.retry for fault in EVERY_FAULT}
     assert {name for name, retry in advice.items() if retry == "later"} == {
         "Overloaded",
+        "QuotaExceeded",
         "NotReady",
         "Starved",
         "WindowFull",
