@@ -88,17 +88,40 @@ class GoAway:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StudentReport:
+    """How a student fared since its last ping: the share of its time that it waited for labels (0 to 1), and the
+    crops/s that it would take if it never waited.
+    """
+
+    stall: float
+    wanted_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FarmLoad:
+    """How busy a teacher was since a student's last ping: ``busy`` is the used share (0 to 1) of the time of its
+    ``backends``, ``labels_per_s`` what all its students together got.
+    """
+
+    busy: float
+    backends: int
+    labels_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ping:
-    """A sign of life from the student, and how many crops' answers its user has taken."""
+    """A sign of life from the student, and how many crops' answers its user has taken. A payload is ignored."""
 
     taken_crops: int = 0
+    report: StudentReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pong:
-    """The answer to Ping."""
+    """The answer to Ping. ``load``: None from a server that does not say."""
 
     window_crops: int = 0
+    load: FarmLoad | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

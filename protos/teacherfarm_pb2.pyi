@@ -408,41 +408,111 @@ Global___GoAway: _TypeAlias = GoAway  # noqa: Y015
 
 @_typing.final
 class Ping(_message.Message):
+    """May come with a payload, which the server receives and ignores: a student measures its link that way."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TAKEN_CROPS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     taken_crops: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___StudentReport:
+        """absent: this student does not know"""
+
     def __init__(
         self,
         *,
         taken_crops: _builtins.int = ...,
+        report: Global___StudentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["taken_crops", b"taken_crops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "taken_crops", b"taken_crops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ping: _TypeAlias = Ping  # noqa: Y015
 
 @_typing.final
+class StudentReport(_message.Message):
+    """How a student fared since its last ping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STALL_FIELD_NUMBER: _builtins.int
+    WANTED_PER_S_FIELD_NUMBER: _builtins.int
+    stall: _builtins.float
+    """share of its time that it waited for labels, 0 to 1"""
+    wanted_per_s: _builtins.float
+    """crops/s that it would take if it never waited"""
+    def __init__(
+        self,
+        *,
+        stall: _builtins.float = ...,
+        wanted_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stall", b"stall", "wanted_per_s", b"wanted_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StudentReport: _TypeAlias = StudentReport  # noqa: Y015
+
+@_typing.final
 class Pong(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WINDOW_CROPS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     window_crops: _builtins.int
+    @_builtins.property
+    def load(self) -> Global___FarmLoad:
+        """absent: this server does not say"""
+
     def __init__(
         self,
         *,
         window_crops: _builtins.int = ...,
+        load: Global___FarmLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["window_crops", b"window_crops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "window_crops", b"window_crops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pong: _TypeAlias = Pong  # noqa: Y015
+
+@_typing.final
+class FarmLoad(_message.Message):
+    """How busy a teacher was since this student's last ping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSY_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    LABELS_PER_S_FIELD_NUMBER: _builtins.int
+    busy: _builtins.float
+    """share of its backends' time that was used, 0 to 1"""
+    backends: _builtins.int
+    """how many run this teacher now"""
+    labels_per_s: _builtins.float
+    """of all its students together"""
+    def __init__(
+        self,
+        *,
+        busy: _builtins.float = ...,
+        backends: _builtins.int = ...,
+        labels_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "busy", b"busy", "labels_per_s", b"labels_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FarmLoad: _TypeAlias = FarmLoad  # noqa: Y015
 
 @_typing.final
 class Goodbye(_message.Message):

@@ -24,6 +24,7 @@ from teacherfarm.protos.faults import (
 )
 from teacherfarm.protos.messages import (
     WIRE_VERSION,
+    FarmLoad,
     GetTeacher,
     GoAway,
     Goodbye,
@@ -34,6 +35,7 @@ from teacherfarm.protos.messages import (
     Slice,
     SliceFault,
     SliceLabels,
+    StudentReport,
     Teacher,
     TeacherList,
     TeacherSummary,
@@ -51,6 +53,8 @@ MESSAGE_OVERHEAD_BYTES = 16
 """Tags and lengths around header and payload in a gRPC message."""
 FAULT_TEXT_CHARACTERS = 4000
 LONGEST_RETRY_AFTER_S = 600.0
+MOST_PER_S = 1e9
+"""Crops per second beyond which a peer's word is not believed."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -139,9 +143,17 @@ def _encode_rare(value: Value) -> pb.Header:
         case GoAway():
             return pb.Header(go_away=pb.GoAway(reason=_text(value.reason)))
         case Ping():
-            return pb.Header(ping=pb.Ping(taken_crops=value.taken_crops))
+            told = value.report
+            report = pb.StudentReport(stall=told.stall, wanted_per_s=told.wanted_per_s) if told is not None else None
+            return pb.Header(ping=pb.Ping(taken_crops=value.taken_crops, report=report))
         case Pong():
-            return pb.Header(pong=pb.Pong(window_crops=value.window_crops))
+            said = value.load
+            load = (
+                pb.FarmLoad(busy=said.busy, backends=said.backends, labels_per_s=said.labels_per_s)
+                if said is not None
+                else None
+            )
+            return pb.Header(pong=pb.Pong(window_crops=value.window_crops, load=load))
         case Goodbye():
             return pb.Header(goodbye=pb.Goodbye())
         case ListTeachers():
@@ -202,6 +214,11 @@ def _delay_s(retry_after_s: float) -> float:
     return min(retry_after_s, LONGEST_RETRY_AFTER_S) if retry_after_s > 0 else 0.0
 
 
+def _within(value: float, most: float) -> float:
+    """A figure that can be summed and shown, whatever the peer sent: NaN counts as 0."""
+    return min(value, most) if value > 0 else 0.0
+
+
 def _decode_slice(slice_: pb.Slice) -> Slice:
     num_crops = slice_.num_crops
     if not 1 <= num_crops <= SLICE_CROPS:
@@ -242,9 +259,9 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
         case "go_away":
             return GoAway(reason=parsed.go_away.reason)
         case "ping":
-            return Ping(taken_crops=parsed.ping.taken_crops)
+            return _decode_ping(parsed.ping)
         case "pong":
-            return Pong(window_crops=parsed.pong.window_crops)
+            return _decode_pong(parsed.pong)
         case "goodbye":
             return Goodbye()
         case "list_teachers":
@@ -262,6 +279,23 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
             return Teacher(name=parsed.teacher.name, artifact_digest=parsed.teacher.artifact_digest)
         case _:
             raise MalformedMessage("a header that holds no message this version knows")
+
+
+def _decode_ping(ping: pb.Ping) -> Ping:
+    report = None
+    if ping.HasField("report"):
+        told = ping.report
+        report = StudentReport(stall=_within(told.stall, 1.0), wanted_per_s=_within(told.wanted_per_s, MOST_PER_S))
+    return Ping(taken_crops=ping.taken_crops, report=report)
+
+
+def _decode_pong(pong: pb.Pong) -> Pong:
+    load = None
+    if pong.HasField("load"):
+        said = pong.load
+        labels_per_s = _within(said.labels_per_s, MOST_PER_S)
+        load = FarmLoad(busy=_within(said.busy, 1.0), backends=said.backends, labels_per_s=labels_per_s)
+    return Pong(window_crops=pong.window_crops, load=load)
 
 
 def _check_version(version: int) -> None:

@@ -87,8 +87,17 @@ VALUES: dict[type, st.SearchStrategy] = {
         wire.SliceLabels, batch_id=uint64, first_row=uint32, num_crops=uint32, window_crops=uint32
     ),
     wire.GoAway: st.builds(wire.GoAway, reason=text),
-    wire.Ping: st.builds(wire.Ping, taken_crops=uint64),
-    wire.Pong: st.builds(wire.Pong, window_crops=uint32),
+    wire.Ping: st.builds(
+        wire.Ping,
+        taken_crops=uint64,
+        report=st.none() | st.builds(wire.StudentReport, stall=st.floats(0, 1), wanted_per_s=st.floats(0, 1e9)),
+    ),
+    wire.Pong: st.builds(
+        wire.Pong,
+        window_crops=uint32,
+        load=st.none()
+        | st.builds(wire.FarmLoad, busy=st.floats(0, 1), backends=uint32, labels_per_s=st.floats(0, 1e9)),
+    ),
     wire.Goodbye: st.just(wire.Goodbye()),
     wire.ListTeachers: st.builds(wire.ListTeachers, api_key=text),
     wire.TeacherList: st.builds(
@@ -112,6 +121,14 @@ def test_every_value_comes_back(value):
     again = decode_header(encode_header(value))
     assert type(again) is type(value)
     assert again == value
+
+
+@pytest.mark.parametrize("told", [math.nan, -1.0, -math.inf, 5.0, math.inf])
+def test_figures_of_a_peer_can_always_be_summed_and_shown(told):
+    ping = decode_header(pb.Header(ping=pb.Ping(report=pb.StudentReport(stall=told))).SerializeToString())
+    pong = decode_header(pb.Header(pong=pb.Pong(load=pb.FarmLoad(busy=told, labels_per_s=told))).SerializeToString())
+    assert ping.report.stall == pong.load.busy == (1.0 if told > 0 else 0.0)
+    assert 0 <= pong.load.labels_per_s <= 1e9
 
 
 def test_the_largest_slice_fits_a_header():
