@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from teacherfarm.export.exporting import DEFAULT_MAX_BATCH, export_teacher
+from teacherfarm.export.triton_repository import EntryExists
 from teacherfarm.protos.faults import BadTeacher
 
 DESCRIPTION = """\
@@ -43,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="where the teacher comes from (above)")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="the model repository; made if absent")
     parser.add_argument("--name", default="", help="the entry's and the teacher's name (default: from the source)")
-    parser.add_argument("--force", action="store_true", help="replace an entry of this name")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--force", action="store_true", help="replace an entry of this name")
+    existing.add_argument(
+        "--if-missing", action="store_true", help="where there is an entry of this name, leave it and report success"
+    )
 
     weights = parser.add_argument_group("weights (never downloaded unasked)").add_mutually_exclusive_group()
     weights.add_argument(
@@ -155,6 +160,12 @@ def main(options: argparse.Namespace) -> int:
     except BadTeacher as fault:
         print(f"\nteacherfarm export: {fault}", file=sys.stderr)
         return 1
+    except EntryExists as error:
+        if options.if_missing:
+            print("\nthere is an entry of this name already: it stays as it is")
+            return 0
+        print(f"\nteacherfarm export: {error}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         needs = 'pip install "teacherfarm[export]" brings what export itself needs'
         print(f"\nteacherfarm export: {error.name} is not installed; {needs}", file=sys.stderr)

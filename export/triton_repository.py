@@ -35,6 +35,10 @@ VERSION_FOLDER = "1"
 _TYPES = {"uint8": "UINT8", "uint16": "UINT16", "float32": "FP32", "float16": "FP16"}
 
 
+class EntryExists(FileExistsError):
+    """There is an entry of this name, and it must stay."""
+
+
 def check_name(name: str) -> str:
     """A teacher's name is a folder's name and a model's name in Triton."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
@@ -115,7 +119,7 @@ def atomic_entry(out: Path, name: str, *, force: bool) -> Iterator[Path]:
     """A folder to build the entry in, which becomes ``out/name`` in one rename when the block ends well.
 
     Until then it lies beside it under a hidden name, which no server reads; on an error it is removed. Raises
-    FileExistsError when the entry exists and ``force`` is not set.
+    EntryExists when the entry exists and ``force`` is not set.
     """
     final = out / check_name(name)
     refuse_existing(out, name, force=force)
@@ -143,11 +147,9 @@ def atomic_entry(out: Path, name: str, *, force: bool) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path, name: str, *, force: bool) -> None:
-    """FileExistsError when there is an entry of this name and it must stay."""
+    """EntryExists when there is an entry of this name and it must stay."""
     if (out / name).exists() and not force:
-        raise FileExistsError(
-            f"{out / name} exists already: choose another --name or --out, or replace it with --force"
-        )
+        raise EntryExists(f"{out / name} exists already: choose another --name or --out, or replace it with --force")
 
 
 def _remove_leftovers(out: Path, name: str) -> None:

@@ -51,6 +51,17 @@ def test_a_wrong_argument_exits_with_2_and_says_what_to_do(tmp_path, capsys):
     assert "--weights FILE" in capsys.readouterr().err
 
 
+def test_an_entry_that_is_there_is_refused_or_left_as_it_is(tmp_path, capsys):
+    source = ("tests.tiny_teacher:make", "--out", tmp_path)
+    assert main(parse(*source, "--if-missing")) == 0
+    written = (tmp_path / "tiny" / "card.json").stat().st_mtime_ns
+    assert main(parse(*source)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(parse(*source, "--if-missing")) == 0
+    assert "stays as it is" in capsys.readouterr().out
+    assert (tmp_path / "tiny" / "card.json").stat().st_mtime_ns == written
+
+
 def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(parse("tests.tiny_teacher:make", "--out", tmp_path / "models")) == 2
