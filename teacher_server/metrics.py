@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from teacherfarm.teacher_server.endpoint_states import EndpointStates
+from teacherfarm.teacher_server.student_reports import StudentReports
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -15,12 +18,17 @@ class LaneMetrics:
         self._batches = metrics.batch_crops.labels(teacher)
         self._wait = metrics.wait_seconds.labels(teacher)
         self._run = metrics.run_seconds.labels(teacher)
+        self.run_s = 0.0
+        self.crops = 0
 
     def teacher_batch(self, num_crops: int, wait_s: float, run_s: float) -> None:
         """A teacher batch was answered; ``wait_s`` is how long its first slice waited in the queue."""
         self._batches.observe(num_crops)
         self._wait.observe(wait_s)
         self._run.observe(run_s)
+        # Kept beside the histograms, whose sums cannot be read back: students are told their teacher's load.
+        self.run_s += run_s
+        self.crops += num_crops
 
 
 class ScopeMetrics:
@@ -54,6 +62,12 @@ class Metrics:
             registry=self.registry,
         )
         self.faults = Counter("teacherfarm_faults_total", "Faults answered", ["fault"], registry=self.registry)
+        self.refusals = Counter(
+            "teacherfarm_refusals_total",
+            "Sessions and slices refused by a project's key, allowance or quota",
+            ["project", "reason"],
+            registry=self.registry,
+        )
         self.sessions = Gauge("teacherfarm_sessions", "Open sessions", ["wire"], registry=self.registry)
         self.waiting = Gauge("teacherfarm_waiting_crops", "Crops in the queue", ["teacher"], registry=self.registry)
         self.admitted = Gauge(
@@ -61,6 +75,15 @@ class Metrics:
         )
         self.ready = Gauge(
             "teacherfarm_teacher_ready", "1 once the teacher is served", ["teacher"], registry=self.registry
+        )
+        self.backends = Gauge(
+            "teacherfarm_backends", "Backends that run the teacher now", ["teacher"], registry=self.registry
+        )
+        self.slots = Gauge(
+            "teacherfarm_slots",
+            "Teacher batches that can run at once: seconds of teacherfarm_run_seconds over these are the load",
+            ["teacher"],
+            registry=self.registry,
         )
         self.received = Counter(
             "teacherfarm_received_bytes_total", "Payload bytes received", ["wire"], registry=self.registry
@@ -87,6 +110,10 @@ class Metrics:
             buckets=BATCHES,
             registry=self.registry,
         )
+        self.endpoints = EndpointStates()
+        self.students = StudentReports()
+        self.registry.register(self.endpoints)
+        self.registry.register(self.students)
 
     def lane(self, teacher: str) -> LaneMetrics:
         """The metrics of one teacher's lane."""

@@ -1,5 +1,6 @@
 """Metrics: what is counted, and that no label can grow without bound."""
 
+from teacherfarm.protos.messages import StudentReport
 from teacherfarm.teacher_server.metrics import Metrics
 
 
@@ -32,7 +33,43 @@ def test_no_label_names_a_student_or_a_crop():
     labels = {
         label for collector in metrics.registry._collector_to_names for label in getattr(collector, "_labelnames", ())
     }
-    assert labels == {"teacher", "project", "fault", "wire"}
+    metrics.students.note("s1", project="p", teacher="t", report=StudentReport(stall=0.5, wanted_per_s=10))
+    metrics.endpoints.watch("t", lambda: {"triton:8001": True})
+    labels |= {name for metric in metrics.registry.collect() for sample in metric.samples for name in sample.labels}
+    # Endpoints are configured or resolved, reasons are classes of faults.
+    assert labels - {"le"} == {"teacher", "project", "fault", "wire", "reason", "endpoint"}
+
+
+def test_a_lane_remembers_what_its_load_is_made_of():
+    lane = Metrics().lane("t")
+    lane.teacher_batch(6, 0.25, 0.5)
+    lane.teacher_batch(2, 0.05, 0.75)
+    assert (lane.run_s, lane.crops) == (1.25, 8)
+
+
+def test_students_are_summed_up_by_project_and_teacher_and_go_with_their_sessions():
+    metrics = Metrics()
+    for session, project, stall, wanted in (("s1", "a", 0.2, 100), ("s2", "a", 0.6, 50), ("s3", "b", 0.0, 10)):
+        report = StudentReport(stall=stall, wanted_per_s=wanted)
+        metrics.students.note(session, project=project, teacher="t", report=report)
+    stall, wanted = "teacherfarm_student_stall_ratio", "teacherfarm_student_wanted_crops_per_second"
+    assert value(metrics, stall, project="a", teacher="t") == 0.4
+    assert value(metrics, wanted, project="a", teacher="t") == 150
+    metrics.students.note("s1", project="a", teacher="t", report=StudentReport(stall=0.0, wanted_per_s=0))
+    metrics.students.forget("s2")
+    metrics.students.forget("s3")
+    metrics.students.forget("never told anything")
+    assert value(metrics, stall, project="a", teacher="t") == 0.0
+    assert value(metrics, stall, project="b", teacher="t") is None
+
+
+def test_an_endpoint_that_vanishes_takes_its_series_along():
+    metrics, endpoints = Metrics(), {"a:8001": True, "b:8001": False}
+    metrics.endpoints.watch("t", lambda: endpoints)
+    assert value(metrics, "teacherfarm_endpoint_up", teacher="t", endpoint="a:8001") == 1
+    assert value(metrics, "teacherfarm_endpoint_up", teacher="t", endpoint="b:8001") == 0
+    del endpoints["b:8001"]
+    assert value(metrics, "teacherfarm_endpoint_up", teacher="t", endpoint="b:8001") is None
 
 
 def test_the_page_is_prometheus_text():
