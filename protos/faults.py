@@ -19,6 +19,7 @@
     |-- DigestMismatch         another teacher than the one that was pinned
     |-- Unauthenticated        no API key, or none that is valid here
     |-- NotAllowed             the key's project may not use this teacher
+    |-- HandshakeFailed        no encrypted connection: one end does not trust the other
     |-- BadTeacher             a model directory that cannot be served
     |   |-- EmptyModelDirectory
     |   |-- DamagedArtifact
@@ -147,6 +148,14 @@ class NotAllowed(TeacherFarmFault):
     """The API key is valid, but its project may not use this teacher."""
 
     code = 43
+
+
+class HandshakeFailed(TeacherFarmFault):
+    """TLS or CURVE found no agreement: an expired or foreign certificate, a key that is not on the allow-list, or one
+    end speaks in the clear. Never crosses the wire.
+    """
+
+    code = 44
 
 
 class BadTeacher(TeacherFarmFault):
