@@ -1,4 +1,4 @@
-"""The seam behind which a teacher runs. Implementations: onnx_backend, scripted_backend (for tests and benchmarks)."""
+"""The seam behind which a teacher runs. Implementations: onnx_backend, triton_backend, scripted_backend (for tests)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from numpy.typing import NDArray
 
 GraphOutputs = Mapping[str, NDArray[Any]]
 """Output name to array [N, ...]."""
+
+
+class BackendUnreachable(Exception):
+    """What runs the teacher cannot be asked any more: refused, reset, or silent beyond the deadline.
+
+    Inside the server only: the lane lets this backend go and has its slices run elsewhere. ``under_way``: the
+    connection broke in the middle of the call, so that its slices may have broken it: they run with nobody else next.
+    """
+
+    def __init__(self, message: str, *, under_way: bool = False) -> None:
+        super().__init__(message)
+        self.under_way = under_way
+
+
+class FailedInCompany(Exception):
+    """The call failed on a server that may have run it together with others, so that it need not be to blame."""
 
 
 class Backend(Protocol):
@@ -37,7 +53,15 @@ class Backend(Protocol):
         """The named graph outputs for crops [N, H, W, C], 1 <= N <= ``largest_batch``.
 
         ``pixels`` may be a view of a receive buffer and must not be changed or kept. Raises BackendDied when what runs
-        the teacher is gone, and anything else when this batch broke it.
+        the teacher is gone and this call alone was under way, BackendUnreachable when the lane must do without this
+        backend, and anything else when this batch broke it.
+        """
+        ...
+
+    async def run_alone(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        """The same with no other call under way on what runs the teacher: whatever it breaks, nobody else did.
+
+        Never raises FailedInCompany.
         """
         ...
 

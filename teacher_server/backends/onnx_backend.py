@@ -110,6 +110,9 @@ class OnnxBackend:
         assert self._workers is not None, "start() was not awaited"
         return await asyncio.get_running_loop().run_in_executor(self._workers, self.compute, pixels, outputs)
 
+    async def run_alone(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        return await self.run(pixels, outputs)
+
     async def close(self) -> None:
         workers, self._workers = self._workers, None
         if workers is not None:

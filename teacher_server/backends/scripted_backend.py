@@ -90,5 +90,8 @@ class ScriptedBackend:
             return self._script(pixels, outputs)
         return {name: self._zeros[name][: len(pixels)] for name in outputs}
 
+    async def run_alone(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        return await self.run(pixels, outputs)
+
     async def close(self) -> None:
         self._zeros.clear()

@@ -54,6 +54,13 @@ class Batcher(Generic[S]):
         self._arrivals[id(slice_)] = (now_s, slice_)
         self.waiting_crops += slice_.num_crops
 
+    def restore(self, slice_: S, arrived_s: float) -> None:
+        """Put a slice that was in a teacher batch back where it was: before its stream's others, and not paid for."""
+        self._queue.restore(slice_)
+        self._arrivals[id(slice_)] = (arrived_s, slice_)
+        self._arrivals.move_to_end(id(slice_), last=False)
+        self.waiting_crops += slice_.num_crops
+
     def withdraw(self, slice_: S) -> None:
         """Take an abandoned slice out, if it still waits."""
         self._queue.withdraw(slice_)
@@ -71,7 +78,7 @@ class Batcher(Generic[S]):
         if first is None:
             return None
         slices, num_crops = [first], first.num_crops
-        while not first.alone and num_crops < self._largest:
+        while self.waiting_crops and num_crops < self._largest and not first.alone:
             more = self._pop(self._largest - num_crops, first.outputs)
             if more is None:
                 break

@@ -52,6 +52,11 @@ class _Tenant(Generic[S]):
         level = self.levels.setdefault(slice_.priority, OrderedDict())
         level.setdefault(slice_.stream, deque()).append(slice_)
 
+    def restore(self, slice_: S) -> None:
+        level = self.levels.setdefault(slice_.priority, OrderedDict())
+        level.setdefault(slice_.stream, deque()).appendleft(slice_)
+        level.move_to_end(slice_.stream, last=False)
+
     def heads(self) -> Iterator[tuple[int, str, S]]:
         """The slices that may be next, best first; abandoned ones are dropped on the way."""
         for priority in sorted(self.levels, reverse=True):
@@ -105,6 +110,16 @@ class FairQueue(Generic[S]):
         if not tenant.levels:
             tenant.clock = max(tenant.clock, self._now)
         tenant.push(slice_)
+
+    def restore(self, slice_: S) -> None:
+        """Put a slice back that was popped and not served: its project gets its time back, it is its next."""
+        tenant = self._tenants.get(slice_.project)
+        if tenant is None:
+            tenant = self._tenants[slice_.project] = _Tenant()
+            tenant.clock = self._now
+        else:
+            tenant.clock -= slice_.num_crops / slice_.weight
+        tenant.restore(slice_)
 
     def withdraw(self, slice_: S) -> None:
         """Take an abandoned slice out now: its pixels must not lie here until its turn would have come."""

@@ -47,7 +47,6 @@ class Farm:
         self._lanes = {
             teacher.name: Lane(
                 teacher.card,
-                make_backend(teacher, teacher.card),
                 metrics=metrics.lane(teacher.name),
                 preferred_batch=batches.preferred_batch,
                 longest_wait_s=batches.longest_wait_s,
@@ -55,10 +54,13 @@ class Farm:
             for teacher in teachers
             if teacher.card is not None and teacher.fault is None
         }
+        self._backends = {name: make_backend(self._teachers[name], lane.card) for name, lane in self._lanes.items()}
         for teacher in teachers:
             metrics.ready.labels(teacher.name).set(0)
         for name, lane in self._lanes.items():
             metrics.waiting.labels(name).set_function(partial(_waiting_crops, lane))
+            metrics.slots.labels(name).set_function(partial(_slots, lane))
+            metrics.backends.labels(name).set_function(partial(_num_backends, lane))
 
     def __repr__(self) -> str:
         return f"<Farm {', '.join(f'{t.name} {t.state}' for t in self.summaries())}>"
@@ -83,12 +85,12 @@ class Farm:
         for name, lane in self._lanes.items():
             golden_file = self._teachers[name].golden_file
             try:
-                await lane.start(partial(check_golden_answers, lane.card, golden_file))
+                await lane.start(self._backends[name], partial(check_golden_answers, lane.card, golden_file))
             except TeacherFarmFault as error:
                 self._faults[name] = error
             else:
                 self._metrics.ready.labels(name).set(1)
-                log.info("teacher %s is ready: %r", name, lane.backend)
+                log.info("teacher %s is ready: %r", name, self._backends[name])
         for name, fault in self._faults.items():
             log.error("teacher %s is not served: %s", name, fault)
         if self._faults and len(self._faults) == len(self._teachers):
@@ -113,7 +115,7 @@ class Farm:
 
     def artifact_digest(self, lane: Lane) -> str:
         """The digest of what a ready lane really runs."""
-        return served_digest(lane.card, lane.backend.provider_class)
+        return served_digest(lane.card, lane.provider_class)
 
     async def close(self) -> None:
         """Close every lane."""
@@ -122,3 +124,11 @@ class Farm:
 
 def _waiting_crops(lane: Lane) -> float:
     return lane.waiting_crops
+
+
+def _slots(lane: Lane) -> float:
+    return lane.slots
+
+
+def _num_backends(lane: Lane) -> float:
+    return len(lane.backends)

@@ -112,8 +112,8 @@ async def no_check(_: object) -> None:
 
 @asynccontextmanager
 async def running_lane(teacher: Teacher, **options: Any) -> AsyncIterator[Lane]:
-    lane = Lane(CARD, teacher, metrics=Metrics().lane(CARD.name), **options)
-    await lane.start(no_check)
+    lane = Lane(CARD, metrics=Metrics().lane(CARD.name), **options)
+    await lane.start(teacher, no_check)
     try:
         yield lane
     finally:

@@ -241,8 +241,8 @@ async def test_two_projects_share_by_weight():
 @on_loop
 async def test_closing_fails_who_waits_and_who_runs():
     teacher = Teacher(largest_batch=1)
-    lane = Lane(CARD, teacher, metrics=Metrics().lane("t"), preferred_batch=1)
-    await lane.start(no_check)
+    lane = Lane(CARD, metrics=Metrics().lane("t"), preferred_batch=1)
+    await lane.start(teacher, no_check)
     teacher.hold()
     tasks = [ask(lane, n) for n in range(4)]
     await until(lambda: teacher.running)
@@ -257,8 +257,8 @@ async def test_closing_fails_who_waits_and_who_runs():
 @on_loop
 async def test_closing_amid_a_split_fails_every_slice_of_it():
     teacher = Teacher()
-    lane = Lane(CARD, teacher, metrics=Metrics().lane("t"))
-    await lane.start(no_check)
+    lane = Lane(CARD, metrics=Metrics().lane("t"))
+    await lane.start(teacher, no_check)
     teacher.hold()
     ask(lane, 0)
     await until(lambda: teacher.running)
@@ -291,14 +291,14 @@ async def test_a_slice_waits_for_company_no_longer_than_allowed():
 )
 @on_loop
 async def test_a_teacher_that_cannot_start_says_so_to_everybody(error, fault):
-    lane = Lane(CARD, Teacher(), metrics=Metrics().lane("t"))
+    lane = Lane(CARD, metrics=Metrics().lane("t"))
     assert await outcome(ask(lane, 1)) is NotReady
 
     async def fails(_):
         raise error
 
     with pytest.raises(fault, match=str(error)):
-        await lane.start(fails)
+        await lane.start(Teacher(), fails)
     assert lane.state == "failed"
     assert await outcome(ask(lane, 1)) is fault
     await lane.close()
