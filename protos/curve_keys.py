@@ -94,8 +94,8 @@ def write_pair(folder: str | Path, name: str, pair: CurvePair) -> tuple[Path, Pa
     folder.mkdir(parents=True, exist_ok=True)
     # Never readable by others, not even for the moment between writing and chmod.
     descriptor = os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(
+    with os.fdopen(descriptor, "w") as secret:
+        secret.write(
             f"# CURVE key pair of {name!r}. Secret: it stays on this machine; whoever reads it can pass for {name!r}.\n"
             f'curve\n    public-key = "{pair.public}"\n    secret-key = "{pair.secret}"\n'
         )
