@@ -53,6 +53,8 @@ def check_key(text: str, what: str) -> str:
 
 def read_pair(file: str | Path, what: str) -> CurvePair:
     """The pair in a secret file. Raises ValueError naming ``what`` (an option) and the file."""
+    if _is_key(str(file)) and not Path(file).exists():
+        raise ValueError(f"{what} must be the path of a {SECRET_SUFFIX} file, not a key: options end up in logs")
     keys = _read_lines(Path(file), what)
     for kind in ("public", "secret"):
         if kind not in keys:
@@ -103,6 +105,13 @@ def write_pair(folder: str | Path, name: str, pair: CurvePair) -> tuple[Path, Pa
         f'# CURVE public key of {name!r}. Give it away freely.\ncurve\n    public-key = "{pair.public}"\n'
     )
     return public_file, secret_file
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return bool(check_key(text, ""))
+    except ValueError:
+        return False
 
 
 def _read_lines(file: Path, what: str) -> dict[str, str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
+
+from teacherfarm.protos.curve_keys import KEY_CHARACTERS, Z85, check_key
 
 OnStarved = Literal["wait", "raise", "skip"]
-Scheme = Literal["zmq", "grpc", "local", "loopback"]
-SCHEMES: tuple[Scheme, ...] = ("zmq", "grpc", "local")
+Scheme = Literal["zmq", "grpc", "grpcs", "local", "loopback"]
+SCHEMES: tuple[Scheme, ...] = ("zmq", "grpc", "grpcs", "local")
+OPTIONS: dict[str, tuple[str, ...]] = {"grpcs": ("ca", "cert", "key"), "zmq": ("server_key", "client_key")}
+"""What may stand after the ``?`` of an address."""
 
 WINDOW_CROPS = 1024
 
@@ -33,12 +37,36 @@ class Timeouts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """PEM files of ``grpcs://``. ``ca``: whom to believe who the server is (empty: the usual public authorities).
+    ``cert`` and ``key``: who this student is, for servers that ask. Read again for every session.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveKeys:
+    """Keys of ``zmq://``. ``client_key``: this student's secret file (empty: a key for one session alone, for servers
+    that let in whoever knows their key).
+    """
+
+    server_key: str
+    client_key: str = field(default="", repr=False)
+    """Not shown: it may be a secret key by mistake."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a teacher is served, and over which transport."""
+    """Where a teacher is served, and over which transport. ``curve``: None is ZeroMQ in the clear."""
 
     scheme: Scheme
     place: str
     """HOST:PORT, or the model directory of ``local``."""
+    tls: TlsFiles | None = None
+    curve: CurveKeys | None = None
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.place}"
@@ -63,19 +91,63 @@ def _parse_address(text: str) -> Address:
         if not place:
             raise ValueError("local:// needs a model directory, for example local://models/")
         return Address(scheme="local", place=place)
-    parts = urlsplit(text)
+    # Options are files and keys: messages show what stands before them.
+    shown, _, query = text.partition("?")
+    parts = urlsplit(shown)
     try:
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from error
+        raise ValueError(f"{shown!r}: {error}") from error
     if not parts.hostname or not port:
-        raise ValueError(f"{text!r} needs a host and a port, for example {scheme}://127.0.0.1:7001")
-    if unknown := [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]:
-        raise ValueError(f"{text!r} has unknown options {', '.join(unknown)}; {scheme}:// takes none")
+        raise ValueError(f"{shown!r} needs a host and a port, for example {scheme}://127.0.0.1:7001")
     if parts.path not in ("", "/"):
-        raise ValueError(f"{text!r} has a path ({parts.path}); an address is {scheme}://HOST:PORT")
+        raise ValueError(f"{shown!r} has a path ({parts.path}); an address is {scheme}://HOST:PORT")
+    options = _parse_options(query, scheme, shown)
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return Address(scheme=scheme, place=f"{name}:{port}")
+    return Address(
+        scheme=scheme,
+        place=f"{name}:{port}",
+        tls=_tls_files(options, shown) if scheme == "grpcs" else None,
+        curve=_curve_keys(options, shown) if scheme == "zmq" and options else None,
+    )
+
+
+def _parse_options(query: str, scheme: Scheme, shown: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    while query:
+        name, _, rest = query.partition("=")
+        start, after = rest[:KEY_CHARACTERS], rest[KEY_CHARACTERS : KEY_CHARACTERS + 1]
+        is_key = name == "server_key" or (name == "client_key" and set(start) <= set(Z85))
+        if is_key and after in ("", "&"):
+            # As it is: a key may hold characters that mean something in URLs. Percent-encoded, it would be longer.
+            value, query = start, rest[KEY_CHARACTERS + 1 :]
+        else:
+            value, _, query = rest.partition("&")
+            value = unquote(value)
+        if name not in OPTIONS.get(scheme, ()):
+            takes = ", ".join(OPTIONS.get(scheme, ())) or "none"
+            others = "".join(
+                f"; {other}:// takes {', '.join(known)}" for other, known in OPTIONS.items() if name in known
+            )
+            raise ValueError(f"{shown!r} has an unknown option {name}; {scheme}:// takes {takes}{others}")
+        if name in options or not value:
+            raise ValueError(f"{shown!r} has the option {name} {'twice' if name in options else 'without a value'}")
+        options[name] = value
+    return options
+
+
+def _tls_files(options: dict[str, str], shown: str) -> TlsFiles:
+    if ("cert" in options) != ("key" in options):
+        given, absent = ("cert", "key") if "cert" in options else ("key", "cert")
+        raise ValueError(f"{shown!r} has {given}= but not {absent}=: a certificate and its key come together")
+    return TlsFiles(**options)
+
+
+def _curve_keys(options: dict[str, str], shown: str) -> CurveKeys:
+    if "server_key" not in options:
+        raise ValueError(f"{shown!r} has client_key= but not server_key=, the farm's public key")
+    check_key(options["server_key"], f"server_key of {shown!r}")
+    return CurveKeys(**options)
 
 
 def preference(addresses: tuple[Address, ...], teacher: str) -> tuple[Address, ...]:

@@ -46,6 +46,9 @@ def test_nothing_is_overwritten(tmp_path):
 def test_the_secret_shows_nowhere():
     assert SECRET not in repr(PAIR)
     assert SECRET not in str(PAIR)
+    with pytest.raises(ValueError, match=r"client_key must be the path of a \.secret file, not a key") as caught:
+        read_pair(SECRET, "client_key")
+    assert SECRET not in str(caught.value)
 
 
 @given(st.binary(min_size=32, max_size=32))

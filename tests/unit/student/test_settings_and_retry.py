@@ -1,12 +1,18 @@
 """The client's addresses, timeouts and delays: parsed once, and refused in words."""
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zmq.utils.z85 import encode
 
 from teacherfarm.protos.faults import Overloaded, SessionLost
 from teacherfarm.student.retry import FIRST_DELAY_S, LONGEST_DELAY_S, Backoff
-from teacherfarm.student.settings import Address, Timeouts, parse_addresses, preference
+from teacherfarm.student.settings import Address, CurveKeys, Timeouts, TlsFiles, parse_addresses, preference
+
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"  # ZeroMQ's own example, of characters that mean something in URLs
+SECRET = "JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,39 @@ def test_addresses(text, expected):
     assert [str(address) for address in parse_addresses(text)] == expected
 
 
+def test_a_server_key_may_be_pasted_as_it_is_or_percent_encoded():
+    for text in (KEY, quote(KEY, safe="")):
+        for client_key in ("", "&client_key=/keys/me.secret"):
+            [address] = parse_addresses(f"zmq://h:1?server_key={text}{client_key}")
+            assert address.curve.server_key == KEY
+            assert address.curve.client_key == client_key.removeprefix("&client_key=")
+    both = parse_addresses(f"zmq://h:1?server_key={KEY},zmq://g:1?client_key=a%2Cb&server_key={KEY}")
+    assert [str(address) for address in both] == ["zmq://h:1", "zmq://g:1"]
+    assert both[1].curve.client_key == "a,b"
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_every_key_can_be_pasted(raw):
+    key = encode(raw).decode()
+    for text in (key, quote(key)):
+        [address] = parse_addresses(f"zmq://h:1?server_key={text}&client_key=f")
+        assert address.curve == CurveKeys(server_key=key, client_key="f")
+
+
+def test_tls_files():
+    [plain, full] = parse_addresses("grpcs://h:1,grpcs://h:2?ca=certs/ca.pem&cert=me.pem&key=my%20key.pem")
+    assert (str(plain), plain.tls) == ("grpcs://h:1", TlsFiles())
+    assert full.tls == TlsFiles(ca="certs/ca.pem", cert="me.pem", key="my key.pem")
+    assert parse_addresses("grpc://h:1")[0].tls is None
+    assert parse_addresses("zmq://h:1")[0].curve is None
+
+
+def test_an_address_shows_no_files_and_no_keys():
+    [address] = parse_addresses(f"zmq://h:1?server_key={KEY}&client_key={SECRET}")
+    assert str(address) == "zmq://h:1"
+    assert SECRET not in repr(address)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -37,7 +76,15 @@ def test_addresses(text, expected):
         ("zmq://h:70000", "'zmq://h:70000'"),
         ("zmq://h:x", "'zmq://h:x'"),
         ("zmq://h:1/path", "has a path"),
-        ("zmq://h:1?server_kye=K", "unknown options server_kye"),
+        ("zmq://h:1?server_kye=K", "'zmq://h:1' has an unknown option server_kye; zmq:// takes server_key, client_key"),
+        ("grpc://h:1?ca=f", "unknown option ca; grpc:// takes none; grpcs:// takes ca, cert, key"),
+        ("grpcs://h:1?ca", "has the option ca without a value"),
+        ("grpcs://h:1?ca=f&ca=g", "has the option ca twice"),
+        ("grpcs://h:1?cert=f", "has cert= but not key=: a certificate and its key come together"),
+        ("grpcs://h:1?ca=f&key=g", "has key= but not cert="),
+        ("zmq://h:1?client_key=f", "has client_key= but not server_key="),
+        ("zmq://h:1?server_key=short", "server_key of 'zmq://h:1' must be a CURVE key.*got 5 characters"),
+        (f"zmq://h:1?server_key={KEY[:-1]}~", "which has no '~'"),
         ("local://", "model directory"),
         ("zmq://h:1,grpc://", "needs a host"),
     ],
