@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from teacherfarm.student.sizing import LoadSum
 
 
 @dataclass(kw_only=True)
 class ClientStats:
-    """What a client has seen so far. A batch that its user gave up is asked, and counted no further."""
+    """What a client has seen so far. A batch that its user gave up is asked, and counted no further.
+
+    ``load``: how busy its teacher was, as the servers told.
+    """
 
     crops_asked: int = 0
     crops_answered: int = 0
@@ -18,6 +23,7 @@ class ClientStats:
     sessions: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    load: LoadSum = field(default_factory=LoadSum)
 
 
 class Room:

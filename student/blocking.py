@@ -21,6 +21,7 @@ from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.client import AsyncTeacherClient, OpenTransport
 from teacherfarm.student.settings import OnStarved, Timeouts
 from teacherfarm.student.transports.connect import open_transport
+from teacherfarm.student.waits import Reporter, WaitClock
 
 ROOM_CHECK_S = 0.5
 
@@ -45,7 +46,9 @@ class LabelFuture:
         """
         self._client._require_own_process()
         try:
-            self._future.exception(timeout)
+            if not self._future.done():
+                with self._client._waits:
+                    self._future.exception(timeout)
         except TimeoutError:
             if not self._future.done():
                 raise TimeoutError(f"no labels within {timeout} s (the batch is still being asked for)") from None
@@ -105,6 +108,8 @@ class TeacherClient:
             codec=codec,
             open_transport=open_transport,
         )
+        self._waits = WaitClock()
+        self._core.reporter = Reporter(self._waits)
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._room_changed = threading.Condition(self._lock)
@@ -160,7 +165,8 @@ class TeacherClient:
         with self._room_changed:
             while not self._core.room.take(len(pixels)):
                 # Another thread may be about to collect: only a window in which nothing moves is full for good.
-                moved = self._room_changed.wait(ROOM_CHECK_S)
+                with self._waits:
+                    moved = self._room_changed.wait(ROOM_CHECK_S)
                 if not moved and not self._core.num_pending:
                     raise WindowFull(
                         f"the window of {self._core.room.window_crops} crops is full of labels not "

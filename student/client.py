@@ -45,10 +45,11 @@ from teacherfarm.student.settings import (
 )
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
+from teacherfarm.student.waits import Reporter
 
 log = logging.getLogger(__name__)
 
-PING_INTERVAL_S = 5.0
+PING_INTERVAL_S = 2.0
 STARVATION_CHECK_S = 0.1
 OpenTransport = Callable[[Address, Timeouts, str], Transport]
 """A transport for one session with an address, and the teacher's name for those that have no server to tell it to."""
@@ -86,6 +87,8 @@ class AsyncTeacherClient:
         self.timeouts = timeouts or Timeouts()
         self.room = Room(WINDOW_CROPS if window is None else window)
         self.stats = ClientStats()
+        self.reporter: Reporter | None = None
+        """Reports how long its user waited; set by whoever can tell."""
         self._addresses = preference(parse_addresses(address), teacher)
         self._teacher = teacher
         self._api_key = api_key
@@ -329,7 +332,7 @@ class AsyncTeacherClient:
             now_s = loop.time()
             if now_s - pinged_s > PING_INTERVAL_S and self._session is not None:
                 pinged_s = now_s
-                self._session.ping()
+                self._session.ping(self.reporter.report(self.stats.crops_answered) if self.reporter else None)
             self._ledger.forget_given_up()
             starved = self._ledger.asked_before(now_s - self.timeouts.answer_s)
             if starved and self._on_starved == "wait":

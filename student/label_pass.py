@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import WrongLayout
 from teacherfarm.protos.soft_label import SoftLabels
+from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.sizing import LoadSum
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import TeacherWatch
 
@@ -105,6 +107,7 @@ class LabelPass(Generic[Batch]):
         self._all_fetched = False
         self._ended = ""
         self._last_s = time.perf_counter()
+        self._load_before: LoadSum | None = _load_sum(teacher)
 
     def __iter__(self) -> LabelPass[Batch]:
         return self
@@ -128,6 +131,7 @@ class LabelPass(Generic[Batch]):
 
     def close(self, why: str) -> None:
         """Give up what is outstanding; ``why`` is told to whoever asks for another batch."""
+        self._end_load()
         self._ended = self._ended or why
         self._batches = self._fetched = None
         while self.in_flight:
@@ -139,6 +143,7 @@ class LabelPass(Generic[Batch]):
         self._top_up()
         if not self.in_flight:
             self._count_time()
+            self._end_load()
             self.progress.batches, self.progress.inner = 0, None
             raise StopIteration
         asked = self.in_flight.popleft()
@@ -234,10 +239,25 @@ class LabelPass(Generic[Batch]):
             )
         return dataclasses.replace(labels, weight=labels.weight * weight)
 
+    def note_load(self) -> None:
+        """Bring ``stall.load`` up to now; once the pass has ended it stays as it was."""
+        if self._load_before is not None:
+            self.stall.load = _load_sum(self._teacher).since(self._load_before)
+
+    def _end_load(self) -> None:
+        self.note_load()
+        self._load_before = None
+
     def _count_time(self) -> None:
         now_s = time.perf_counter()
         self.stall.total_s += now_s - self._last_s
         self._last_s = now_s
+
+
+def _load_sum(teacher: LabelSource) -> LoadSum:
+    """What servers told of their load; nothing where the teacher is no client of a farm."""
+    stats = getattr(teacher, "stats", None)
+    return stats.load if isinstance(stats, ClientStats) else LoadSum()
 
 
 def _read_past(batches: Iterator[Any], num_batches: int) -> None:

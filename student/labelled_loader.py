@@ -110,7 +110,10 @@ class LabelledLoader(Generic[Batch]):
         return self._seen.unanswered
 
     def report(self) -> str:
-        """What bounds the student in the current (or last) pass, in words."""
+        """What bounds the student in the current (or last) pass, in words, and how many teachers would feed it."""
+        running = self._pass() if self._pass else None
+        if running is not None:
+            running.note_load()
         return self._seen.report()
 
     @property

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from teacherfarm.protos.faults import MalformedMessage, SessionLost, UnexpectedMessage
 from teacherfarm.protos.messages import (
+    FarmLoad,
     GoAway,
     Goodbye,
     Ping,
@@ -20,6 +22,7 @@ from teacherfarm.protos.messages import (
     Slice,
     SliceFault,
     SliceLabels,
+    StudentReport,
     Welcome,
 )
 from teacherfarm.protos.soft_label import LabelSpec
@@ -66,6 +69,7 @@ class Session:
         self._send_again = send_again
         self._taken_crops = 0
         self._going_away = False
+        self._load_told_s = time.monotonic()
 
     def pump(self) -> None:
         """Send what fits the window."""
@@ -89,9 +93,9 @@ class Session:
             self._stats.bytes_sent += len(payload)
             self._transport.send(encode_header(header), payload)
 
-    def ping(self) -> None:
-        """Show the server that this student lives, and what it has taken."""
-        self._transport.send(encode_header(Ping(taken_crops=self._taken_crops)))
+    def ping(self, report: StudentReport | None = None) -> None:
+        """Show the server that this student lives, what it has taken, and how it fares."""
+        self._transport.send(encode_header(Ping(taken_crops=self._taken_crops, report=report)))
 
     def say_goodbye(self) -> None:
         """Tell the server that nothing more comes."""
@@ -107,8 +111,10 @@ class Session:
                     self._receive_labels(labels, payload)
                 case SliceFault() as fault:
                     self._receive_fault(fault)
-                case Pong(window_crops=window_crops):
+                case Pong(window_crops=window_crops, load=load):
                     self._set_window(window_crops)
+                    if load is not None:
+                        self._note_load(load)
                 case GoAway(reason=reason):
                     log.info("the server goes away: %s", reason)
                     self._going_away = True
@@ -120,6 +126,11 @@ class Session:
     def _set_window(self, window_crops: int) -> None:
         if window_crops:
             self.window_crops = window_crops
+
+    def _note_load(self, load: FarmLoad) -> None:
+        now_s = time.monotonic()
+        self._stats.load = self._stats.load.plus(load, now_s - self._load_told_s)
+        self._load_told_s = now_s
 
     def _receive_labels(self, labels: SliceLabels, payload: Buffer) -> None:
         self._stats.bytes_received += len(payload)

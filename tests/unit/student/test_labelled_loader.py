@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from teacherfarm.protos.faults import BadTeacher, Starved, WrongCropSize, WrongLayout, WrongNumberType
+from teacherfarm.protos.messages import FarmLoad
 from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.shard_sampler import ShardSampler
-from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import TeacherMismatch
 from tests.unit.student.fake_teacher import FakeTeacher, make_card
 
@@ -382,17 +383,6 @@ def test_a_teacher_that_agrees_is_not():
         list(make(target_view=lambda batch: torch.zeros(len(batch["crops"]), 10)))
 
 
-def test_stall_in_words():
-    bound = Stall(total_s=100, labels_s=18, batches_s=1, crops=10)
-    assert bound.share == 0.18
-    assert bound.report().startswith("teacher-bound 18%")
-    assert "1.2 times as fast" in bound.report()
-    assert Stall(total_s=100, labels_s=1, batches_s=40).report().startswith("loader-bound 40%")
-    assert Stall(total_s=100, labels_s=1, batches_s=2).report().startswith("student-bound")
-    assert (bound + bound).share == 0.18
-    assert Stall().share == 0
-
-
 class SlowTeacher(FakeTeacher):
     """Its answers take two seconds of a clock that the test moves."""
 
@@ -419,7 +409,37 @@ def test_the_loader_knows_its_stall(monkeypatch):
     for _ in labelled:
         clock.now += 6
     assert labelled.stall == pytest.approx(0.25)
-    assert "teacher-bound 25%: waited 20.0 of 80.0 s" in labelled.report()
+    assert "teacher-bound 25 %: waited 20.0 of 80.0 s" in labelled.report()
+
+
+class ToldTeacher(FakeTeacher):
+    """Its farm tells its load whenever crops are asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.stats = ClientStats()
+        self.load = FarmLoad(busy=0.5, backends=1, labels_per_s=100)
+
+    def submit(self, crops, *, keys=b"", priority=0):
+        self.stats.load = self.stats.load.plus(self.load, 1.0)
+        return super().submit(crops, keys=keys, priority=priority)
+
+
+@pytest.mark.parametrize("ending", ["all", "break", "running"])
+def test_the_load_of_a_pass_is_that_of_its_own_time(ending):
+    teacher = ToldTeacher()
+    teacher.stats.load = teacher.stats.load.plus(FarmLoad(busy=1.0, backends=9, labels_per_s=900), 60.0)
+    labelled = make(8, teacher=teacher)
+    running = iter(labelled)
+    next(running)
+    if ending != "running":
+        if ending == "all":
+            list(running)
+        running.close("over")
+        # What the farm does afterwards, in an evaluation, is not this pass's.
+        teacher.stats.load = teacher.stats.load.plus(FarmLoad(busy=0.0, backends=1, labels_per_s=0), 60.0)
+    labelled.report()
+    assert labelled._seen.load == teacher.load
 
 
 def test_frameworks_that_move_batches_leave_the_labels_alone():
