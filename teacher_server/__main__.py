@@ -50,6 +50,7 @@ def main(options: argparse.Namespace) -> int:
     set_up_logging(settings)
     keep_large_buffers()
     # Only now: reading settings must not need onnxruntime, grpc or zmq.
+    from teacherfarm.teacher_server.projects.projects_file import BadProjectsFile
     from teacherfarm.teacher_server.server import Server
 
     started_s = time.monotonic()
@@ -59,6 +60,9 @@ def main(options: argparse.Namespace) -> int:
 
     try:
         asyncio.run(Server(settings).run_until_signalled(announce))
+    except BadProjectsFile as error:
+        print(f"teacherfarm serve: {error}", file=sys.stderr)
+        return 2
     except (TeacherFarmFault, OSError) as fault:
         print(f"teacherfarm serve: {type(fault).__name__}: {fault}", file=sys.stderr)
         return 1

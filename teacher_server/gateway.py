@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hmac
 import itertools
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,19 @@ from teacherfarm.protos.faults import (
     WrongCropSize,
     WrongNumberType,
 )
-from teacherfarm.protos.messages import Hello, TeacherSummary, Welcome
+from teacherfarm.protos.messages import FarmLoad, Hello, StudentReport, TeacherSummary, Welcome
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.wire import PAYLOAD_BYTES, slice_crops
 from teacherfarm.teacher_server.credit import Credit, CreditPool
+from teacherfarm.teacher_server.doorkeeper import Doorkeeper
 from teacherfarm.teacher_server.farm.farm import Farm
 from teacherfarm.teacher_server.farm.in_flight import InFlight, split_keys
 from teacherfarm.teacher_server.farm.lane import Lane
+from teacherfarm.teacher_server.farm.lane_load import LoadMark
 from teacherfarm.teacher_server.metrics import Metrics, ScopeMetrics
-from teacherfarm.teacher_server.projects.project import DEFAULT_PROJECT, Project
+from teacherfarm.teacher_server.projects.project import Project
+from teacherfarm.teacher_server.projects.projects_file import ProjectEntry
+from teacherfarm.teacher_server.projects.registry import Projects
 
 BUSY_RETRY_AFTER_S = 0.05
 ScopeName = tuple[str, str, LabelSpec, CropFormat]
@@ -50,6 +54,7 @@ class Session:
 
     id: str
     project: Project
+    key_digest: str = field(repr=False)
     lane: Lane
     spec: LabelSpec
     crop_format: CropFormat
@@ -58,6 +63,7 @@ class Session:
     record_dtype: np.dtype[np.void]
     graph_outputs: tuple[str, ...]
     scope: Scope
+    load_mark: LoadMark
 
     @property
     def keys_wanted(self) -> bool:
@@ -71,12 +77,21 @@ class Session:
 
 
 class Gateway:
-    """Opens sessions and labels their slices."""
+    """Opens sessions and labels their slices. Without ``projects`` everybody is the same project and needs no key."""
 
-    def __init__(self, farm: Farm, *, credit: CreditPool, metrics: Metrics, payload_bytes: int = PAYLOAD_BYTES) -> None:
+    def __init__(
+        self,
+        farm: Farm,
+        *,
+        credit: CreditPool,
+        metrics: Metrics,
+        projects: Projects | None = None,
+        payload_bytes: int = PAYLOAD_BYTES,
+    ) -> None:
         self._farm = farm
         self._credit = credit
         self._metrics = metrics
+        self._door = Doorkeeper(projects or Projects(), farm, metrics)
         self._payload_bytes = payload_bytes
         self._in_flight = InFlight()
         self._scopes: dict[ScopeName, Scope] = {}
@@ -97,9 +112,21 @@ class Gateway:
         """Every teacher and its state."""
         return self._farm.summaries()
 
-    def teacher(self, name: str) -> Lane:
-        """The lane of a ready teacher, or its fault."""
-        return self._farm.lane(name)
+    def teachers_of(self, api_key: str) -> list[TeacherSummary]:
+        """The teachers that the project of a key may use. Raises Unauthenticated."""
+        return self._door.teachers(self._door.authenticate(api_key)[0])
+
+    def teacher(self, name: str, api_key: str) -> Lane:
+        """The lane of a ready teacher that the project of a key may use, or the fault."""
+        return self._door.lane(self._door.authenticate(api_key)[0], name)
+
+    def update_projects(self, entries: Iterable[ProjectEntry]) -> None:
+        """The projects file changed: weights and quotas act at once; ask :meth:`check_stay` of every session."""
+        self._door.update(entries)
+
+    def check_stay(self, session: Session) -> None:
+        """Raises the fault that ends a session which would not be opened any more."""
+        self._door.check_stay(session.project, session.key_digest, session.lane.card.name)
 
     def artifact_digest(self, lane: Lane) -> str:
         """The digest of what a lane really runs."""
@@ -109,7 +136,8 @@ class Gateway:
         """Check everything that can be checked once. Raises the fault that the student gets instead of a Welcome."""
         if self.draining:
             raise GoingAway("this server is draining: connect elsewhere, or here again once it is back")
-        lane = self._farm.lane(hello.teacher)
+        project, key_digest = self._door.authenticate(hello.api_key)
+        lane = self._door.lane(project, hello.teacher)
         card, digest = lane.card, self._farm.artifact_digest(lane)
         for what, expected, actual in (
             ("teacher", hello.expected_teacher_digest, card.teacher_digest),
@@ -128,15 +156,21 @@ class Gateway:
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
         crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self._payload_bytes)
-        credit = self._credit.open(crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops)
+        # What could never be in flight at once must not be sent at once.
+        crops = min(crops, project.allowance.crops_in_flight or crops)
+        self._door.check_streams(project)
+        credit = self._credit.open(
+            crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops, project=project.name
+        )
+        self._door.entered(project, credit)
         session_id = f"s{next(self._numbers)}"
-        project = DEFAULT_PROJECT
         scope_name = (project.name, card.name, spec, crop_format)
         scope = self._scopes.setdefault(scope_name, Scope(self._metrics.scope(card.name, project.name)))
         scope.num_sessions += 1
         return Session(
             id=session_id,
             project=project,
+            key_digest=key_digest,
             lane=lane,
             spec=spec,
             crop_format=crop_format,
@@ -144,6 +178,7 @@ class Gateway:
             record_dtype=record_dtype,
             graph_outputs=spec.graph_outputs(card),
             scope=scope,
+            load_mark=lane.load_mark(),
             welcome=Welcome(
                 session_id=session_id,
                 window_crops=credit.window_crops,
@@ -156,9 +191,20 @@ class Gateway:
     def close_session(self, session: Session) -> None:
         """Give the session's share of the memory back."""
         self._credit.close(session.credit)
+        self._metrics.students.forget(session.id)
         session.scope.num_sessions -= 1
         if not session.scope.num_sessions:
             del self._scopes[session.scope_name]
+
+    def note_ping(self, session: Session, report: StudentReport | None) -> FarmLoad | None:
+        """Keep how the student fared since its last ping; how busy its teacher was meanwhile."""
+        if report is not None:
+            teacher = session.lane.card.name
+            self._metrics.students.note(session.id, project=session.project.name, teacher=teacher, report=report)
+        load = session.lane.load_since(session.load_mark)
+        if load is not None:
+            session.load_mark = session.lane.load_mark()
+        return load
 
     async def label(
         self, session: Session, num_crops: int, decode: Callable[[], Awaitable[CropBatch]]
@@ -169,11 +215,12 @@ class Gateway:
         """
         self._admit(session, num_crops)
         try:
-            crops = await decode()
-            if not crops.keys:
-                records = await self._compute(session, crops.pixels, crops.priority)
+            quota = session.project.quota
+            if quota is None:
+                records = await self._answer(session, await decode())
             else:
-                records = await self._claim_and_compute(session, crops)
+                async with self._door.pace(session.project, quota, num_crops):
+                    records = await self._answer(session, await decode())
         except BaseException:
             # A fault is an answer that needs no taking.
             session.credit.withdraw(num_crops)
@@ -184,6 +231,11 @@ class Gateway:
             return records
         finally:
             self._admitted_crops -= num_crops
+
+    async def _answer(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
+        if not crops.keys:
+            return await self._compute(session, crops.pixels, crops.priority)
+        return await self._claim_and_compute(session, crops)
 
     async def _claim_and_compute(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
         keys, missing = split_keys(crops.keys), list(range(len(crops)))

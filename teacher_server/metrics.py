@@ -68,6 +68,12 @@ class Metrics:
             ["project", "reason"],
             registry=self.registry,
         )
+        self.projects_current = Gauge(
+            "teacherfarm_projects_current",
+            "0 after a reload that found the projects file broken",
+            registry=self.registry,
+        )
+        self.projects_current.set(1)
         self.sessions = Gauge("teacherfarm_sessions", "Open sessions", ["wire"], registry=self.registry)
         self.waiting = Gauge("teacherfarm_waiting_crops", "Crops in the queue", ["teacher"], registry=self.registry)
         self.admitted = Gauge(

@@ -20,6 +20,8 @@ from teacherfarm.teacher_server.frontends.status_frontend import StatusFrontend
 from teacherfarm.teacher_server.frontends.zmq_frontend import ZmqFrontend
 from teacherfarm.teacher_server.gateway import Gateway
 from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.projects.projects_file import BadProjectsFile, read_projects
+from teacherfarm.teacher_server.projects.registry import Projects
 from teacherfarm.teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,10 @@ class Server:
             self.farm,
             credit=CreditPool(budget_bytes=settings.memory_mb << 20, most_crops=settings.window),
             metrics=self.metrics,
+            projects=Projects(
+                read_projects(Path(settings.projects)) if settings.projects else None,
+                most_sessions=settings.max_sessions,
+            ),
             payload_bytes=settings.payload_kib << 10,
         )
         largest_crop = max((t.card.crop_format.crop_bytes for t in found if t.card is not None), default=0)
@@ -103,6 +109,23 @@ class Server:
             await frontend.start()
         await self.farm.start()
 
+    def reload_projects(self) -> None:
+        """Read the projects file again, for open sessions, too; a file that cannot be used changes nothing."""
+        if not self.settings.projects:
+            log.warning("SIGHUP: there is no --projects file to read again")
+            return
+        try:
+            entries = read_projects(Path(self.settings.projects))
+        except BadProjectsFile as error:
+            log.error("the projects stay as they were: %s", error)
+            self.metrics.projects_current.set(0)
+            return
+        self.gateway.update_projects(entries)
+        for frontend in self.frontends:
+            frontend.check_stay()
+        self.metrics.projects_current.set(1)
+        log.info("read %d project(s) from %s", len(entries), self.settings.projects)
+
     async def drain(self) -> None:
         """Refuse what is new, tell the students, and answer what was accepted, for at most ``drain_s``."""
         self.gateway.draining = True
@@ -135,6 +158,7 @@ class Server:
 
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop_soon)
+        loop.add_signal_handler(signal.SIGHUP, self.reload_projects)
         starting = asyncio.create_task(self.start())
         signalled = asyncio.create_task(stopping.wait())
         try:

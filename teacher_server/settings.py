@@ -45,6 +45,9 @@ class ServerSettings:
         1024, "most KiB of pixels or labels in one message (more only for a single larger crop)"
     )
     drain_s: float = _setting(20.0, "on SIGTERM, how long to go on answering what was accepted")
+    projects: str = _setting(
+        "", "TOML file of projects and their API keys; read again on SIGHUP (default: nobody needs a key)"
+    )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
     log_json: bool = _setting(False, "log one JSON object a line")
 

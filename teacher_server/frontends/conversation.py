@@ -103,6 +103,14 @@ class Conversation:
         if self._session is not None:
             self._say(GoAway(reason="the server is shutting down"))
 
+    def check_stay(self) -> None:
+        """The projects changed: end the session where it would not be opened any more."""
+        if self._session is not None:
+            try:
+                self._gateway.check_stay(self._session)
+            except TeacherFarmFault as fault:
+                self._end(fault)
+
     def close(self) -> None:
         """The connection is gone or will be: withdraw what is under way."""
         self.finished = True
@@ -121,17 +129,18 @@ class Conversation:
             case Ping():
                 session = self._greeted(value)
                 session.credit.took(value.taken_crops)
-                self._say(Pong(window_crops=session.credit.window_crops))
+                load = self._gateway.note_ping(session, value.report)
+                self._say(Pong(window_crops=session.credit.window_crops, load=load))
             case Hello():
                 self._receive_hello(value)
             case Goodbye():
                 self.close()
             case ListTeachers():
                 self._count_inquiry()
-                self._say(TeacherList(teachers=tuple(self._gateway.teachers())))
+                self._say(TeacherList(teachers=tuple(self._gateway.teachers_of(value.api_key))))
             case GetTeacher():
                 self._count_inquiry()
-                lane = self._gateway.teacher(value.name)
+                lane = self._gateway.teacher(value.name, value.api_key)
                 answer = Teacher(name=lane.card.name, artifact_digest=self._gateway.artifact_digest(lane))
                 self._say(answer, lane.card.to_json().encode())
             case _:

@@ -86,6 +86,14 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         for conversation in list(self._outgoing):
             conversation.go_away()
 
+    def check_stay(self) -> None:
+        """The projects changed: end the sessions that would not be opened any more."""
+        for conversation, outgoing in list(self._outgoing.items()):
+            conversation.check_stay()
+            if conversation.finished:
+                # The writer ends the stream once it has sent why.
+                outgoing.put_nowait(None)
+
     async def close(self) -> None:
         """Close every session and the port; what was sent gets a moment to leave."""
         if self._server is None:

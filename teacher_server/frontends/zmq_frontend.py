@@ -84,6 +84,13 @@ class ZmqFrontend:
         for conversation in list(self._peers.values()):
             conversation.go_away()
 
+    def check_stay(self) -> None:
+        """The projects changed: end the sessions that would not be opened any more."""
+        for peer, conversation in list(self._peers.items()):
+            conversation.check_stay()
+            if conversation.finished:
+                self._peers.pop(peer, None)
+
     async def close(self) -> None:
         """Close every session and the socket; what was sent gets a moment to leave."""
         if self._socket is None or self._context is None:

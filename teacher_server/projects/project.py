@@ -1,21 +1,59 @@
-"""A project (tenant) and its allowance."""
+"""A project (tenant), live: its allowance may change while its sessions are open, and acts at once."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from teacherfarm.teacher_server.projects.quota import Quota
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
-    """A tenant. ``weight`` is its share of each lane against other projects that want labels at the same time."""
+class Allowance:
+    """What a project may use; 0 is no limit.
 
-    name: str
+    ``weight``: its share of each teacher against other projects that want labels at the same time.
+    ``crops_in_flight``: received and not yet answered, over all of its sessions. ``streams``: open sessions.
+    ``teachers``: names, or patterns with ``*``, ``?`` and ``[...]``.
+    """
+
     weight: float = 1.0
+    crops_per_second: float = 0.0
+    crops_in_flight: int = 0
+    streams: int = 0
+    teachers: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"project {self.name!r} needs a positive weight, got {self.weight}")
+        # Infinity would stand still in virtual time, and NaN compares with nothing.
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight must be a positive number, got {self.weight}")
+        for name in ("crops_per_second", "crops_in_flight", "streams"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 (no limit) or more, got {getattr(self, name)}")
 
 
-DEFAULT_PROJECT = Project(name="default")
-"""Everybody's project where no projects are configured."""
+class Project:
+    """A tenant. ``weight`` and ``quota`` follow its allowance; ``quota`` is None where nothing is limited."""
+
+    def __init__(self, *, name: str, allowance: Allowance | None = None) -> None:
+        self.name = name
+        self.quota: Quota | None = None
+        self.allow(allowance or Allowance())
+
+    def __repr__(self) -> str:
+        return f"<Project {self.name} {self.allowance}>"
+
+    def allow(self, allowance: Allowance) -> None:
+        """From now on this is what it may use; what is under way is not interrupted."""
+        self.allowance, self.weight = allowance, allowance.weight
+        if not (allowance.crops_per_second or allowance.crops_in_flight):
+            self.quota = None
+        elif self.quota is None:
+            self.quota = Quota(crops_per_second=allowance.crops_per_second, crops_in_flight=allowance.crops_in_flight)
+        else:
+            self.quota.change(crops_per_second=allowance.crops_per_second, crops_in_flight=allowance.crops_in_flight)
+
+    def may_use(self, teacher: str) -> bool:
+        """Whether this teacher is one of those allowed."""
+        return any(fnmatchcase(teacher, pattern) for pattern in self.allowance.teachers)

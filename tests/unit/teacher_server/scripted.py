@@ -21,6 +21,10 @@ from teacherfarm.teacher_server.farm.lane import Lane
 from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher
 from teacherfarm.teacher_server.gateway import Gateway
 from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.projects.api_keys import digest_of
+from teacherfarm.teacher_server.projects.project import Allowance
+from teacherfarm.teacher_server.projects.projects_file import ProjectEntry
+from teacherfarm.teacher_server.projects.registry import Projects
 
 SIZE = 4
 NUM_CLASSES = 10
@@ -121,6 +125,19 @@ async def running_lane(teacher: Teacher, **options: Any) -> AsyncIterator[Lane]:
         await lane.close()
 
 
+def keyed(most_sessions: int = 0, **allowances: Allowance) -> Projects:
+    """Projects by name, each with the key "key of NAME"."""
+    return Projects(entries(**allowances), most_sessions=most_sessions)
+
+
+def entries(**allowances: Allowance) -> list[ProjectEntry]:
+    """The same as entries of a projects file."""
+    return [
+        ProjectEntry(name=name, allowance=allowance, keys=(digest_of(f"key of {name}"),))
+        for name, allowance in allowances.items()
+    ]
+
+
 def golden_bytes(*, probabilities: np.ndarray | None = None, probes: np.ndarray | None = None) -> bytes:
     probes = crops(1, 2, 3) if probes is None else probes
     right = np.exp(log_softmax(answer(probes, ("logits",))["logits"])) if len(probes) else np.zeros((0, NUM_CLASSES))
@@ -139,7 +156,15 @@ def exported(folder: Path, card: TeacherCard = CARD) -> ExportedTeacher:
 class ScriptedFarm:
     """A gateway over scripted teachers, without any wire."""
 
-    def __init__(self, folder: Path, *cards: TeacherCard, budget_crops: int = 10**6, window: int = 64, **batches: Any):
+    def __init__(
+        self,
+        folder: Path,
+        *cards: TeacherCard,
+        budget_crops: int = 10**6,
+        window: int = 64,
+        projects: Projects | None = None,
+        **batches: Any,
+    ):
         self.metrics = Metrics()
         self.teachers: dict[str, Teacher] = {}
         self.farm = Farm(
@@ -150,7 +175,7 @@ class ScriptedFarm:
         )
         crop_bytes = CARD.crop_format.crop_bytes + 2 * NUM_CLASSES
         self.credit = CreditPool(budget_bytes=budget_crops * crop_bytes, most_crops=window)
-        self.gateway = Gateway(self.farm, credit=self.credit, metrics=self.metrics)
+        self.gateway = Gateway(self.farm, credit=self.credit, metrics=self.metrics, projects=projects)
 
     @property
     def teacher(self) -> Teacher:

@@ -22,12 +22,11 @@ from teacherfarm.protos.faults import (
 )
 from teacherfarm.protos.messages import Hello
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
-from teacherfarm.teacher_server import gateway as gateway_module
 from teacherfarm.teacher_server.farm import lane as lane_module
 from teacherfarm.teacher_server.farm.model_directory import served_digest
-from teacherfarm.teacher_server.projects.project import Project
+from teacherfarm.teacher_server.projects.project import Allowance
 from tests.on_loop import on_loop, settled, until
-from tests.unit.teacher_server.scripted import CARD, NUM_CLASSES, ScriptedFarm, crops, make_card, records_of
+from tests.unit.teacher_server.scripted import CARD, NUM_CLASSES, ScriptedFarm, crops, keyed, make_card, records_of
 
 
 def hello(**changes) -> Hello:
@@ -48,16 +47,6 @@ def label(farm: ScriptedFarm, session, batch: CropBatch) -> asyncio.Task:
 
 def assert_right(records, *firsts) -> None:
     assert np.array_equal(records["labels"], records_of(*firsts))
-
-
-@pytest.fixture
-def projects(monkeypatch):
-    """Sessions opened from now on belong to this project."""
-
-    def choose(name: str) -> None:
-        monkeypatch.setattr(gateway_module, "DEFAULT_PROJECT", Project(name=name))
-
-    return choose
 
 
 @on_loop
@@ -143,19 +132,17 @@ async def test_keys_are_wanted_while_somebody_else_could_ask_the_same_crops(tmp_
 
 @pytest.mark.parametrize("apart", ["project", "teacher", "spec", "codec"])
 @on_loop
-async def test_what_must_not_meet_is_not_joined(tmp_path, projects, apart):
+async def test_what_must_not_meet_is_not_joined(tmp_path, apart):
     cards = [CARD, make_card("other")] if apart == "teacher" else [CARD]
-    async with ScriptedFarm(tmp_path, *cards) as farm:
-        projects("one")
-        one = farm.gateway.open_session(hello())
-        projects("another" if apart == "project" else "one")
+    async with ScriptedFarm(tmp_path, *cards, projects=keyed(one=Allowance(), another=Allowance())) as farm:
+        one = farm.gateway.open_session(hello(api_key="key of one"))
         changes = {
-            "project": {},
+            "project": {"api_key": "key of another"},
             "teacher": {"teacher": "other"},
             "spec": {"spec": LabelSpec(top_k=2)},
             "codec": {"codec": "jpeg"},
         }
-        other = farm.gateway.open_session(hello(**changes[apart]))
+        other = farm.gateway.open_session(hello(**({"api_key": "key of one"} | changes[apart])))
         for teacher in farm.teachers.values():
             teacher.hold()
         tasks = [ask(farm, session, 1, 2) for session in (one, other)]
@@ -168,12 +155,10 @@ async def test_what_must_not_meet_is_not_joined(tmp_path, projects, apart):
 
 
 @on_loop
-async def test_a_tenant_with_forged_keys_poisons_itself_alone(tmp_path, projects):
-    async with ScriptedFarm(tmp_path) as farm:
-        projects("victim")
-        victim = farm.gateway.open_session(hello())
-        projects("attacker")
-        attacker = farm.gateway.open_session(hello())
+async def test_a_tenant_with_forged_keys_poisons_itself_alone(tmp_path):
+    async with ScriptedFarm(tmp_path, projects=keyed(victim=Allowance(), attacker=Allowance())) as farm:
+        victim = farm.gateway.open_session(hello(api_key="key of victim"))
+        attacker = farm.gateway.open_session(hello(api_key="key of attacker"))
         farm.teacher.hold()
         forged = CropBatch(pixels=crops(66), keys=pixel_keys(crops(1)))
         attack = label(farm, attacker, forged)

@@ -16,7 +16,7 @@ from teacherfarm.protos.faults import (
 from teacherfarm.teacher_server.farm import lane as lane_module
 from teacherfarm.teacher_server.farm.lane import Lane
 from teacherfarm.teacher_server.metrics import Metrics
-from teacherfarm.teacher_server.projects.project import Project
+from teacherfarm.teacher_server.projects.project import Allowance, Project
 from tests.on_loop import on_loop, settled, until
 from tests.unit.teacher_server.scripted import CARD, Teacher, answer, crops, no_check, running_lane
 
@@ -230,8 +230,8 @@ async def test_two_projects_share_by_weight():
         teacher.hold()
         ask(lane, 0)
         await until(lambda: teacher.running)
-        heavy = [ask(lane, 1, project=Project(name="heavy", weight=3.0)) for _ in range(30)]
-        light = [ask(lane, 2, project=Project(name="light", weight=1.0)) for _ in range(30)]
+        heavy = [ask(lane, 1, project=Project(name="heavy", allowance=Allowance(weight=3.0))) for _ in range(30)]
+        light = [ask(lane, 2, project=Project(name="light")) for _ in range(30)]
         await settled()
         teacher.let_go()
         await asyncio.gather(*heavy, *light)

@@ -48,6 +48,7 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         "zmq": ("127.0.0.1:0", "127.0.0.1:0"),
         "http": ("off", "off"),
         "allow_plaintext": (True, "yes"),
+        "projects": ("projects.toml", "projects.toml"),
         "providers": ("CPUExecutionProvider", "CPUExecutionProvider"),
         "log_level": ("DEBUG", "DEBUG"),
         "log_json": (True, "true"),
