@@ -7,11 +7,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST_ARGS ?= -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
+TRITON := .venv-triton/.installed
 PACKAGES := teacherfarm $(patsubst %/__init__.py,%,$(wildcard bench/__init__.py tools/__init__.py))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH) # protoc looks for its plugin there
 
-.PHONY: help install demo test test-gpu test-docker check format bench protos clean
+.PHONY: help install triton demo test test-gpu test-docker check format bench protos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,10 +25,15 @@ $(INSTALLED): pyproject.toml constraints.txt tools/find_python.sh
 	@$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+triton: $(TRITON) ## make .venv-triton: a real Triton server for tests and benchmarks, without Docker
+
+$(TRITON): tools/triton_environment.py constraints-triton.txt | $(INSTALLED)
+	@$(PY) -m tools.triton_environment
+
 demo: install ## train, export, serve and distil a small teacher, then label photographs
 	@$(PY) -m teacherfarm.cli demo
 
-test: install ## all tests that need neither a GPU nor Docker (PYTEST_ARGS="-n 2 --dist loadfile")
+test: install triton ## all tests that need neither a GPU nor Docker (PYTEST_ARGS="-n 2 --dist loadfile")
 	@$(PY) -m pytest $(PYTEST_ARGS) -m 'not gpu and not docker'
 
 test-gpu: install ## the tests that need an NVIDIA GPU
@@ -54,5 +60,5 @@ protos: install ## generate the committed stubs again
 	@$(PY) -m teacherfarm.protos.generate
 
 clean: ## remove the virtual environment, build products and caches
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* htmlcov
+	@rm -rf $(VENV) .venv-triton build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
