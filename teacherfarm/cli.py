@@ -74,6 +74,12 @@ COMMANDS = (
         about="list what a farm serves: name, state, digest, input",
     ),
     Command(
+        name="keys",
+        module="teacherfarm.teacher_server.keys_command",
+        extra="server",
+        about="make, list and revoke a farm's API keys",
+    ),
+    Command(
         name="check",
         module="teacherfarm.student.recipes.check_command",
         extra="student",
