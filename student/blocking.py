@@ -99,7 +99,7 @@ class TeacherClient:
         self._core = AsyncTeacherClient(
             address,
             teacher,
-            api_key=os.environ.get("TEACHERFARM_API_KEY", "") if api_key is None else api_key,
+            api_key=api_key,
             digest=digest,
             spec=spec,
             window=window,

@@ -40,6 +40,7 @@ from teacherfarm.student.settings import (
     OnStarved,
     Timeouts,
     check_digest,
+    choose_api_key,
     parse_addresses,
     preference,
 )
@@ -59,6 +60,7 @@ class AsyncTeacherClient:
     """A student's connection to one teacher, for one event loop: ``async with AsyncTeacherClient(...) as teacher``.
 
     ``address``: one or several, separated by commas. ``teacher``: its name; may be empty where only one is served.
+    ``api_key``: what the farm's owner gave out (default: the environment's TEACHERFARM_API_KEY).
     ``digest``: the teacher digest (8 first digits or more) to insist on; otherwise the first session's is pinned.
     ``spec``: what to ask for. ``window``: most crops asked and not yet answered (with the blocking client: not yet
     collected). ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log),
@@ -71,7 +73,7 @@ class AsyncTeacherClient:
         address: str,
         teacher: str = "",
         *,
-        api_key: str = "",
+        api_key: str | None = None,
         digest: str = "",
         spec: LabelSpec | None = None,
         window: int | None = None,
@@ -91,7 +93,7 @@ class AsyncTeacherClient:
         """Reports how long its user waited; set by whoever can tell."""
         self._addresses = preference(parse_addresses(address), teacher)
         self._teacher = teacher
-        self._api_key = api_key
+        self._api_key = choose_api_key(api_key)
         self._asked_spec = spec or LabelSpec()
         self._on_starved = on_starved
         self._codec = codec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from teacherfarm.protos.messages import (
 )
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import Buffer, decode_header, encode_header
-from teacherfarm.student.settings import Address, Timeouts, parse_addresses
+from teacherfarm.student.settings import Address, Timeouts, choose_api_key, parse_addresses
 from teacherfarm.student.transports.connect import open_transport
 
 DIGEST_DIGITS = 12
@@ -37,11 +36,12 @@ class ServedTeacher:
     fault: TeacherFarmFault | None = None
 
 
-def list_teachers(address: str, *, api_key: str = "", timeouts: Timeouts | None = None) -> list[ServedTeacher]:
+def list_teachers(address: str, *, api_key: str | None = None, timeouts: Timeouts | None = None) -> list[ServedTeacher]:
     """Every teacher of the farm at ``address``; of several addresses, the first that answers. Not from inside an event
     loop. Raises SessionLost when none answers.
     """
-    return asyncio.run(list_teachers_async(address, api_key=api_key, timeouts=timeouts or Timeouts(connect_s=10.0)))
+    key = choose_api_key(api_key)
+    return asyncio.run(list_teachers_async(address, api_key=key, timeouts=timeouts or Timeouts(connect_s=10.0)))
 
 
 async def list_teachers_async(address: str, *, api_key: str, timeouts: Timeouts) -> list[ServedTeacher]:
@@ -138,6 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "List what a farm serves, over either wire: names, states, digests, classes and inputs."
     parser.epilog = "example: teacherfarm teachers zmq://127.0.0.1:7001"
     parser.add_argument("address", metavar="ADDRESS", help="zmq://HOST:PORT or grpc://HOST:PORT")
+    parser.add_argument("--api-key", metavar="KEY", help="default: the environment's TEACHERFARM_API_KEY")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait for answers [10]")
 
 
@@ -145,7 +146,7 @@ def main(options: argparse.Namespace) -> int:
     """Print the list; 1 when some teacher is not ready."""
     teachers = list_teachers(
         options.address,
-        api_key=os.environ.get("TEACHERFARM_API_KEY", ""),
+        api_key=options.api_key,
         timeouts=Timeouts(connect_s=options.timeout),
     )
     print(table(teachers))

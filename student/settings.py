@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {"grpcs": ("ca", "cert", "key"), "zmq": ("
 """What may stand after the ``?`` of an address."""
 
 WINDOW_CROPS = 1024
+API_KEY_VARIABLE = "TEACHERFARM_API_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,12 @@ def _parse_address(text: str) -> Address:
     # Options are files and keys: messages show what stands before them.
     shown, _, query = text.partition("?")
     parts = urlsplit(shown)
+    if "@" in parts.netloc:
+        # Not shown: what stands there is likely a key.
+        raise ValueError(
+            f"an address is {scheme}://HOST:PORT, with nothing before an @: an API key goes into {API_KEY_VARIABLE} or "
+            "api_key="
+        )
     try:
         port = parts.port
     except ValueError as error:
@@ -157,6 +165,11 @@ def preference(addresses: tuple[Address, ...], teacher: str) -> tuple[Address, .
         return hashlib.sha256(f"{teacher}\0{address}".encode()).digest()
 
     return tuple(sorted(addresses, key=rank))
+
+
+def choose_api_key(given: str | None) -> str:
+    """The API key that was given, or else the environment's; empty for farms that ask for none."""
+    return os.environ.get(API_KEY_VARIABLE, "").strip() if given is None else given
 
 
 def check_digest(digest: str) -> str:
