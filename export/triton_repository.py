@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.protos.teacher_card import (
     CARD_FILE,
+    CARD_PARAMETER,
     CROPS_INPUT,
     GOLDEN_FILE,
     LOG_PROBABILITIES,
@@ -52,7 +53,8 @@ def config_pbtxt(card: TeacherCard, backend: TritonBackend, max_batch: int) -> s
     """Triton's description of the entry.
 
     Batches come formed from the lanes, so the queue adds no delay. The version is explicit so that a second version
-    folder never changes what is served, and the digests let a pool refuse another teacher of the same name.
+    folder never changes what is served, and the digests let a pool refuse another teacher of the same name. The card
+    is there for students that ask Triton without a gateway.
     """
     outputs = []
     shape: tuple[int, ...]
@@ -67,6 +69,8 @@ def config_pbtxt(card: TeacherCard, backend: TritonBackend, max_batch: int) -> s
         "artifact_digest": card.artifact_digest,
         "precision": card.precision,
         "teacherfarm": card.exported_by,
+        # In ASCII: what JSON escapes is then what protobuf's text format escapes, quotes and backslashes.
+        CARD_PARAMETER: json.dumps(json.loads(card.to_json()), separators=(",", ":")),
     }
     lines = [
         f"name: {json.dumps(card.name)}",

@@ -24,6 +24,9 @@ CARD_FILE = "card.json"
 GOLDEN_FILE = "golden.npz"
 HEAD_FILE = "head.safetensors"
 
+CARD_PARAMETER = "card"
+"""Name of the parameter of Triton's config.pbtxt that holds the card as JSON, for students without a gateway."""
+
 CROPS_INPUT = "crops"
 """Name of the graph's only input."""
 
@@ -193,6 +196,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 __all__ = [
     "CARD_FILE",
+    "CARD_PARAMETER",
     "CARD_VERSION",
     "CROPS_INPUT",
     "EMBEDDING",

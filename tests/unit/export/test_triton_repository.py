@@ -9,6 +9,8 @@ import types
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from teacherfarm.export import export_teacher
 from teacherfarm.export.triton_repository import atomic_entry, check_name, config_pbtxt
@@ -33,6 +35,14 @@ def test_config_names_what_triton_serves(card):
     assert f'key: "teacher_digest" value {{ string_value: "{card.teacher_digest}" }}' in text
     assert f'key: "artifact_digest" value {{ string_value: "{card.artifact_digest}" }}' in text
     assert all(text.count(opening) == text.count(closing) for opening, closing in ("{}", "[]"))
+
+
+def test_config_carries_the_card_whatever_its_classes_are_called(card):
+    classes = ('a "quoted" \\ name', "naïve 日本 \U0001f60a", "a\nline", "\x01", *card.classes[4:])
+    card = dataclasses.replace(card, classes=classes)
+    [line] = [line for line in config_pbtxt(card, "python", 8).splitlines() if 'key: "card"' in line]
+    config = text_format.Parse(line, model_config_pb2.ModelConfig())
+    assert TeacherCard.from_json(config.parameters["card"].string_value) == card
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "white space", "a" * 129])
