@@ -50,7 +50,6 @@ def main(options: argparse.Namespace) -> int:
     set_up_logging(settings)
     keep_large_buffers()
     # Only now: reading settings must not need onnxruntime, grpc or zmq.
-    from teacherfarm.teacher_server.projects.projects_file import BadProjectsFile
     from teacherfarm.teacher_server.server import Server
 
     started_s = time.monotonic()
@@ -59,10 +58,13 @@ def main(options: argparse.Namespace) -> int:
         print(f"ready after {time.monotonic() - started_s:.1f} s: {' '.join(server.addresses())}", flush=True)
 
     try:
-        asyncio.run(Server(settings).run_until_signalled(announce))
-    except BadProjectsFile as error:
-        print(f"teacherfarm serve: {error}", file=sys.stderr)
-        return 2
+        try:
+            server = Server(settings)
+        except ValueError as error:
+            # A file that a setting names: of projects, a certificate, keys.
+            print(f"teacherfarm serve: {error}", file=sys.stderr)
+            return 2
+        asyncio.run(server.run_until_signalled(announce))
     except (TeacherFarmFault, OSError) as fault:
         print(f"teacherfarm serve: {type(fault).__name__}: {fault}", file=sys.stderr)
         return 1

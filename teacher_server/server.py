@@ -15,8 +15,10 @@ from teacherfarm.teacher_server.credit import CreditPool
 from teacherfarm.teacher_server.farm.farm import BatchSettings, Farm
 from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher, read_model_directory
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
+from teacherfarm.teacher_server.frontends.curve import ServerCurve
 from teacherfarm.teacher_server.frontends.grpc_frontend import GrpcFrontend
 from teacherfarm.teacher_server.frontends.status_frontend import StatusFrontend
+from teacherfarm.teacher_server.frontends.tls import ServerTls
 from teacherfarm.teacher_server.frontends.zmq_frontend import ZmqFrontend
 from teacherfarm.teacher_server.gateway import Gateway
 from teacherfarm.teacher_server.metrics import Metrics
@@ -71,6 +73,9 @@ class Server:
                     lambda send: self._converse("grpc", send),
                     payload_bytes=payload_bytes,
                     most_sessions=settings.max_sessions,
+                    most_strangers=settings.max_strangers,
+                    idle_session_s=settings.idle_session_s,
+                    tls=_tls(settings),
                 )
             )
         if settings.zmq != "off":
@@ -80,6 +85,9 @@ class Server:
                     lambda send: self._converse("zmq", send),
                     payload_bytes=payload_bytes,
                     most_sessions=settings.max_sessions,
+                    most_strangers=settings.max_strangers,
+                    idle_session_s=settings.idle_session_s,
+                    curve=_curve(settings),
                 )
             )
         self.status: StatusFrontend | None = None
@@ -97,8 +105,7 @@ class Server:
 
     def addresses(self) -> list[str]:
         """What students may be given, and the status page."""
-        schemes = {GrpcFrontend: "grpc", ZmqFrontend: "zmq"}
-        found = [f"{schemes[type(frontend)]}://{frontend.address}" for frontend in self.frontends]
+        found = [frontend.url for frontend in self.frontends]
         return found + ([f"http://{self.status.address}"] if self.status else [])
 
     async def start(self) -> None:
@@ -109,11 +116,21 @@ class Server:
             await frontend.start()
         await self.farm.start()
 
+    def reload(self) -> None:
+        """Read projects, certificates and the allow-list again; a file that cannot be used changes nothing."""
+        files = [self.settings.projects, self.settings.tls_cert, self.settings.curve_clients]
+        if not any(files):
+            log.warning("SIGHUP: there are no --projects, --tls-cert or --curve-clients to read again")
+        for frontend in self.frontends:
+            try:
+                frontend.reload()
+            except ValueError as error:
+                log.error("%s stays as it was: %s", frontend.url, error)
+        if self.settings.projects:
+            self.reload_projects()
+
     def reload_projects(self) -> None:
         """Read the projects file again, for open sessions, too; a file that cannot be used changes nothing."""
-        if not self.settings.projects:
-            log.warning("SIGHUP: there is no --projects file to read again")
-            return
         try:
             entries = read_projects(Path(self.settings.projects))
         except BadProjectsFile as error:
@@ -158,7 +175,7 @@ class Server:
 
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop_soon)
-        loop.add_signal_handler(signal.SIGHUP, self.reload_projects)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         starting = asyncio.create_task(self.start())
         signalled = asyncio.create_task(stopping.wait())
         try:
@@ -196,3 +213,13 @@ class Server:
         return "not ready: " + ", ".join(
             f"{t.name} is {t.state}" for t in self.gateway.teachers() if t.state != "ready"
         )
+
+
+def _tls(settings: ServerSettings) -> ServerTls | None:
+    if not settings.tls_cert:
+        return None
+    return ServerTls(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+
+
+def _curve(settings: ServerSettings) -> ServerCurve | None:
+    return ServerCurve(key_file=settings.curve_key, clients=settings.curve_clients) if settings.curve_key else None

@@ -26,10 +26,23 @@ class ServerSettings:
     models: str = _setting("", "directory of exported teachers")
     grpc: str = _setting("127.0.0.1:7000", "gRPC address HOST:PORT, or 'off'; port 0 takes a free one")
     zmq: str = _setting("127.0.0.1:7001", "ZeroMQ address HOST:PORT, or 'off'")
-    http: str = _setting("127.0.0.1:7002", "address of /metrics, /healthz and /readyz, or 'off'")
+    http: str = _setting(
+        "127.0.0.1:7002",
+        "address of /metrics, /healthz and /readyz, or 'off'; they show names and numbers, no crops, labels or keys",
+    )
+    tls_cert: str = _setting("", "PEM file with this server's certificate: gRPC speaks TLS (grpcs://) and nothing else")
+    tls_key: str = _setting("", "PEM file with the key of that certificate")
+    tls_client_ca: str = _setting("", "PEM file of authorities: a student needs a certificate of theirs (mutual TLS)")
+    curve_key: str = _setting(
+        "", "secret file of this server (teacherfarm keys curve): ZeroMQ speaks CURVE and nothing else"
+    )
+    curve_clients: str = _setting(
+        "", "folder of .public files, or file with a key a line: who may in; 'any': whoever knows the server's key"
+    )
     allow_plaintext: bool = _setting(
         False,
-        "listen beyond this machine without encryption or keys: everybody who reaches the port can use the teachers",
+        "listen beyond this machine without TLS or CURVE, or without asking who it is: everybody on the way sees and "
+        "alters crops, labels and API keys, and whoever reaches the port uses the teachers or the server's memory",
     )
     providers: str = _setting("", "ONNX Runtime providers, comma-separated (default: TensorRT, CUDA, CPU as available)")
     threads: int = _setting(0, "calls side by side per teacher (default: one per core on a CPU, 2 on a GPU)")
@@ -41,6 +54,10 @@ class ServerSettings:
     memory_mb: int = _setting(1024, "memory for crops in flight, shared by all sessions")
     window: int = _setting(1024, "most crops in flight of one session")
     max_sessions: int = _setting(256, "most open sessions on each wire")
+    max_strangers: int = _setting(128, "most connections on each wire that have not said Hello")
+    idle_session_s: float = _setting(
+        60.0, "close a session whose student has been silent for so long (it pings every 5 s)"
+    )
     payload_kib: int = _setting(
         1024, "most KiB of pixels or labels in one message (more only for a single larger crop)"
     )
@@ -56,7 +73,9 @@ class ServerSettings:
             # Also false for NaN.
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("preferred_batch", "memory_mb", "window", "max_sessions", "payload_kib"):
+        if not self.idle_session_s > 0:
+            raise ValueError(f"idle_session_s must be positive, got {self.idle_session_s}")
+        for name in ("preferred_batch", "memory_mb", "window", "max_sessions", "max_strangers", "payload_kib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -68,11 +87,42 @@ class ServerSettings:
             host, _, port = address.rpartition(":")
             if address != "off" and not (host and port.isdigit() and int(port) < 65536):
                 raise ValueError(f"{name} must be HOST:PORT or 'off', got {address!r}")
-            if address != "off" and not _is_loopback(host) and not self.allow_plaintext:
-                raise ValueError(
-                    f"{name} = {address!r} would listen beyond this machine in the clear. Use 127.0.0.1, or say "
-                    "--allow-plaintext if everybody who can reach that port may use the teachers and see the crops"
-                )
+        self._check_security()
+
+    def _check_security(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key come together: the certificate and its key")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca asks students for certificates, which needs tls_cert and tls_key, too")
+        if bool(self.curve_key) != bool(self.curve_clients):
+            raise ValueError(
+                "curve_key and curve_clients come together: the server's secret file, and who may in (a folder of "
+                ".public files, a file with a key a line, or 'any')"
+            )
+        for name, wire in (("tls_cert", "grpc"), ("curve_key", "zmq")):
+            if getattr(self, name) and getattr(self, wire) == "off":
+                raise ValueError(f"{name} has no effect with {wire} = 'off'")
+        # The status page is no wire: it takes no crops and answers no labels.
+        asks_who = "--tls-client-ca", bool(self.tls_client_ca)
+        self._check_listening("grpc", "TLS (--tls-cert, --tls-key)", bool(self.tls_cert), *asks_who)
+        asks_who = "an allow-list in --curve-clients", self.curve_clients != "any"
+        self._check_listening("zmq", "CURVE (--curve-key, --curve-clients)", bool(self.curve_key), *asks_who)
+
+    def _check_listening(self, name: str, mechanism: str, encrypted: bool, list_of_peers: str, asks_who: bool) -> None:
+        address = getattr(self, name)
+        if address == "off" or _is_loopback(address.rpartition(":")[0]) or self.allow_plaintext:
+            return
+        beyond = f"{name} = {address!r} would listen beyond this machine"
+        if not encrypted:
+            raise ValueError(
+                f"{beyond} in the clear. Give it {mechanism}, use 127.0.0.1, or say --allow-plaintext if everybody who "
+                "can reach that port may use the teachers, and everybody on the way see crops, labels and API keys"
+            )
+        if not asks_who and not self.projects:
+            raise ValueError(
+                f"{beyond}, encrypted but for anybody. Say who may in by {list_of_peers} or by --projects (API keys), "
+                "or say --allow-plaintext if everybody who can reach that port may use the teachers"
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,32 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from teacherfarm.protos.faults import MalformedMessage
+from teacherfarm.protos.faults import MalformedMessage, Overloaded
+from teacherfarm.protos.messages import SliceFault
 from teacherfarm.protos.wire import (
     HEADER_BYTES,
     MESSAGE_OVERHEAD_BYTES,
     Buffer,
+    encode_header,
     join,
     split,
 )
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
+from teacherfarm.teacher_server.frontends.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
 SERVICE = "teacherfarm.v1.TeacherFarm"
 HELLO_WITHIN_S = 15.0
+HANDSHAKE_WITHIN_S = 15.0
+"""For what comes before Hello: the handshakes of TLS and HTTP/2."""
+SWEEP_INTERVAL_S = 5.0
+STRANGER_RETRY_AFTER_S = 1.0
 CLOSE_GRACE_S = 2.0
 SEND_HIGH_WATER = 4096
 """Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
 
 
 class GrpcFrontend(grpc.GenericRpcHandler):
-    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`."""
+    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`.
+
+    ``most_strangers``: streams that have not said Hello. ``idle_session_s``: how long a student may say nothing, not
+    even a ping. ``tls``: None serves in the clear.
+    """
 
     def __init__(
         self,
@@ -42,16 +54,28 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         *,
         payload_bytes: int,
         most_sessions: int,
+        most_strangers: int = 128,
+        idle_session_s: float = 60.0,
+        tls: ServerTls | None = None,
     ) -> None:
         self.address = address
         self._converse = converse
         self._payload_bytes = payload_bytes
         self._most_sessions = most_sessions
+        self._most_strangers = most_strangers
+        self._idle_session_s = idle_session_s
+        self._tls = tls
+        self._sweeper: asyncio.Task[None] | None = None
         self._outgoing: dict[Conversation, asyncio.Queue[bytes | None]] = {}
         self._server: grpc.aio.Server | None = None
 
     def __repr__(self) -> str:
-        return f"<GrpcFrontend {self.address}, {len(self._outgoing)} stream(s)>"
+        return f"<GrpcFrontend {self.url}, {len(self._outgoing)} stream(s)>"
+
+    @property
+    def url(self) -> str:
+        """What students may be given."""
+        return f"{'grpc' if self._tls is None else 'grpcs'}://{self.address}"
 
     async def start(self) -> None:
         """Bind; raises OSError with the address when it is taken."""
@@ -68,18 +92,30 @@ class GrpcFrontend(grpc.GenericRpcHandler):
                 # Finds students that vanished without closing their connection.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 30_000),
+                # Connections that never come to a stream, or keep none.
+                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_WITHIN_S * 1000)),
+                ("grpc.max_connection_idle_ms", int(self._idle_session_s * 1000)),
             ],
             maximum_concurrent_rpcs=self._most_sessions,
         )
         server.add_generic_rpc_handlers((self,))
         try:
-            port = server.add_insecure_port(self.address)
+            if self._tls is None:
+                port = server.add_insecure_port(self.address)
+            else:
+                port = server.add_secure_port(self.address, self._tls.credentials())
         except RuntimeError as error:
             raise OSError(
                 f"cannot listen for gRPC on {self.address}: the address is taken or not this machine's"
             ) from error
         await server.start()
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        self._sweeper = asyncio.create_task(self._sweep(), name="grpc sweeper")
+
+    def reload(self) -> None:
+        """Read the certificate again, for handshakes from now on. Raises ValueError and keeps the former one."""
+        if self._tls is not None:
+            self._tls.reload()
 
     def go_away(self) -> None:
         """Tell every student that the server drains."""
@@ -99,6 +135,8 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         if self._server is None:
             return
         server, self._server = self._server, None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for outgoing in self._outgoing.values():
             outgoing.put_nowait(None)
         await server.stop(CLOSE_GRACE_S)
@@ -115,6 +153,14 @@ class GrpcFrontend(grpc.GenericRpcHandler):
 
     async def _stream_labels(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        strangers = sum(not conversation.greeted for conversation in self._outgoing)
+        if strangers >= self._most_strangers:
+            fault = Overloaded(
+                f"{strangers} others have not said Hello yet, all that this server waits for",
+                retry_after_s=STRANGER_RETRY_AFTER_S,
+            )
+            await context.write(join(encode_header(SliceFault(fault=fault)), b""))
+            return
 
         def send(header: bytes, payload: Buffer) -> None:
             if outgoing.qsize() < SEND_HIGH_WATER:
@@ -136,6 +182,17 @@ class GrpcFrontend(grpc.GenericRpcHandler):
             reader.cancel()
             conversation.close()
             del self._outgoing[conversation]
+
+    async def _sweep(self) -> None:
+        """End the sessions of students that say nothing: they ping while they live."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            now_s = time.monotonic()
+            for conversation, outgoing in list(self._outgoing.items()):
+                if conversation.greeted and now_s - conversation.last_heard_s > self._idle_session_s:
+                    log.info("%r ends: silent for %g s", conversation, self._idle_session_s)
+                    conversation.close()
+                    outgoing.put_nowait(None)
 
     async def _answer_once(self, message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         answers: list[bytes] = []

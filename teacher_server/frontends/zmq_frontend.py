@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import zmq
 
-from teacherfarm.protos.faults import MalformedMessage, Overloaded
+from teacherfarm.protos.faults import MalformedMessage, Overloaded, Unauthenticated
 from teacherfarm.protos.messages import Pong, SliceFault
 from teacherfarm.protos.wire import HEADER_BYTES, Buffer, encode_header
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
+from teacherfarm.teacher_server.frontends.curve import ServerCurve
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,20 @@ SEND_HIGH_WATER = 4096
 """Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
 HEARTBEAT_INTERVAL_S = 5.0
 HEARTBEAT_TIMEOUT_S = 15.0
-IDLE_SESSION_S = 60.0
 HELLO_WITHIN_S = 15.0
+HANDSHAKE_WITHIN_S = 15.0
+"""For what comes before Hello: the handshakes of ZMTP and CURVE."""
+SESSION_RETRY_AFTER_S = 5.0
+STRANGER_RETRY_AFTER_S = 1.0
 SWEEP_INTERVAL_S = 5.0
 
 
 class ZmqFrontend:
-    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`."""
+    """Serves conversations on ``address`` ("127.0.0.1:0" binds a free port), which is real after :meth:`start`.
+
+    ``most_strangers``: peers that have not said Hello. ``idle_session_s``: how long a student may say nothing, not even
+    a ping. ``curve``: None serves in the clear.
+    """
 
     def __init__(
         self,
@@ -46,11 +55,18 @@ class ZmqFrontend:
         *,
         payload_bytes: int,
         most_sessions: int,
+        most_strangers: int = 128,
+        idle_session_s: float = 60.0,
+        curve: ServerCurve | None = None,
     ) -> None:
         self.address = address
         self._converse = converse
         self._payload_bytes = payload_bytes
         self._most_sessions = most_sessions
+        self._most_strangers = most_strangers
+        self._idle_session_s = idle_session_s
+        self._curve = curve
+        self._curve_keys: WeakKeyDictionary[Conversation, str] = WeakKeyDictionary()
         self._peers: dict[bytes, Conversation] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
@@ -58,7 +74,13 @@ class ZmqFrontend:
         self._turn_pending = False
 
     def __repr__(self) -> str:
-        return f"<ZmqFrontend {self.address}, {len(self._peers)} peer(s)>"
+        return f"<ZmqFrontend {self.url}, {len(self._peers)} peer(s)>"
+
+    @property
+    def url(self) -> str:
+        """What students may be given."""
+        key = "" if self._curve is None else f"?server_key={self._curve.public_key}"
+        return f"zmq://{self.address}{key}"
 
     async def start(self) -> None:
         """Bind; raises OSError with the address when it is taken."""
@@ -71,6 +93,9 @@ class ZmqFrontend:
         socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes + HEADER_BYTES)
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_WITHIN_S * 1000))
+        if self._curve is not None:
+            self._curve.protect(socket, self._context)
         try:
             socket.bind(f"tcp://{self.address}")
         except zmq.ZMQError as error:
@@ -91,6 +116,21 @@ class ZmqFrontend:
             if conversation.finished:
                 self._peers.pop(peer, None)
 
+    def reload(self) -> None:
+        """Read the allow-list again and end the sessions of those who are off it. Raises ValueError and keeps the
+        former one.
+        """
+        if self._curve is None:
+            return
+        self._curve.reload()
+        for peer, conversation in list(self._peers.items()):
+            if not self._curve.allows(self._curve_keys[conversation]):
+                log.warning("%r ends: its CURVE key was taken off the allow-list", conversation)
+                fault = Unauthenticated("this student's CURVE key was taken off the farm's allow-list")
+                self._send(peer, encode_header(SliceFault(fault=fault)), b"")
+                self._peers.pop(peer, None)
+                conversation.close()
+
     async def close(self) -> None:
         """Close every session and the socket; what was sent gets a moment to leave."""
         if self._socket is None or self._context is None:
@@ -103,6 +143,8 @@ class ZmqFrontend:
         socket, self._socket = self._socket, None
         asyncio.get_running_loop().remove_reader(socket.fileno())
         socket.close(linger=1000)
+        if self._curve is not None:
+            self._curve.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
 
     def _turn(self) -> None:
@@ -129,19 +171,37 @@ class ZmqFrontend:
         peer = frames[0].bytes
         conversation = self._peers.get(peer)
         if conversation is None:
-            if len(self._peers) >= self._most_sessions:
-                fault = Overloaded(
-                    f"{len(self._peers)} sessions are open, all that this server takes", retry_after_s=5.0
-                )
-                self._send(peer, encode_header(SliceFault(fault=fault)), b"")
+            conversation = self._meet(frames[0])
+            if conversation is None:
                 return
-            conversation = self._peers[peer] = self._converse(lambda header, payload: self._send(peer, header, payload))
         if len(frames) == 3:
             conversation.receive(frames[1].buffer, frames[2].buffer)
         else:
             conversation.refuse(MalformedMessage(f"a message has two frames (header, payload), not {len(frames) - 1}"))
         if conversation.finished:
             self._peers.pop(peer, None)
+
+    def _meet(self, sender: zmq.Frame) -> Conversation | None:
+        """A conversation with a peer that was silent so far; None where there is no room, or no permission any more."""
+        peer, key = sender.bytes, "" if self._curve is None else str(sender.get("User-Id"))
+        if self._curve is not None and not self._curve.allows(key):
+            return None
+        strangers = sum(not conversation.greeted for conversation in self._peers.values())
+        if len(self._peers) >= self._most_sessions:
+            full, retry_after_s = (
+                f"{len(self._peers)} sessions are open, all that this server takes",
+                SESSION_RETRY_AFTER_S,
+            )
+        elif strangers >= self._most_strangers:
+            full = f"{strangers} others have not said Hello yet, all that this server waits for"
+            retry_after_s = STRANGER_RETRY_AFTER_S
+        else:
+            conversation = self._peers[peer] = self._converse(lambda header, payload: self._send(peer, header, payload))
+            self._curve_keys[conversation] = key
+            return conversation
+        fault = Overloaded(full, retry_after_s=retry_after_s)
+        self._send(peer, encode_header(SliceFault(fault=fault)), b"")
+        return None
 
     def _send(self, peer: bytes, header: bytes, payload: Buffer) -> None:
         if self._socket is None:
@@ -166,7 +226,7 @@ class ZmqFrontend:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now_s = time.monotonic()
             for peer, conversation in list(self._peers.items()):
-                allowed_s = IDLE_SESSION_S if conversation.greeted else HELLO_WITHIN_S
+                allowed_s = self._idle_session_s if conversation.greeted else HELLO_WITHIN_S
                 if now_s - conversation.last_heard_s > allowed_s:
                     self._peers.pop(peer, None)
                     conversation.close()

@@ -7,6 +7,12 @@ import pytest
 
 from teacherfarm.teacher_server.settings import ServerSettings, add_arguments, load_settings
 
+UNASKED = {
+    "grpc": {"tls_cert": "cert.pem", "tls_key": "key.pem"},
+    "zmq": {"curve_key": "farm.secret", "curve_clients": "any"},
+}
+"""Encryption without a question who comes."""
+
 
 def load(*flags: str, environment: dict[str, str] | None = None) -> ServerSettings:
     parser = argparse.ArgumentParser(exit_on_error=False)
@@ -49,15 +55,24 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         "http": ("off", "off"),
         "allow_plaintext": (True, "yes"),
         "projects": ("projects.toml", "projects.toml"),
+        "tls_cert": ("cert.pem", "cert.pem"),
+        "tls_key": ("key.pem", "key.pem"),
+        "tls_client_ca": ("ca.pem", "ca.pem"),
+        "curve_key": ("farm.secret", "farm.secret"),
+        "curve_clients": ("any", "any"),
+        "idle_session_s": (7.5, "7.5"),
         "providers": ("CPUExecutionProvider", "CPUExecutionProvider"),
         "log_level": ("DEBUG", "DEBUG"),
         "log_json": (True, "true"),
         "max_wait_ms": (7.5, "7.5"),
         "drain_s": (7.5, "7.5"),
     }
+    tls = ["--tls-cert=c", "--tls-key=k"]
+    others = {"tls_cert": tls[1:], "tls_key": tls[:1], "tls_client_ca": tls}
+    others |= {"curve_key": ["--curve-clients=any"], "curve_clients": ["--curve-key=k"]}
     for setting in dataclasses.fields(ServerSettings):
         value, text = said.get(setting.name, (7, "7"))
-        models = [] if setting.name == "models" else ["some-models"]
+        models = [] if setting.name == "models" else ["some-models", *others.get(setting.name, [])]
         flag = "--" + setting.name.replace("_", "-")
         by_flag = ["m"] if setting.name == "models" else [flag] if value is True else [flag, text]
         spelled = str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
@@ -116,6 +131,16 @@ def test_a_bad_environment_variable_is_named(name, text):
         ({"preferred_batch": 0}, "preferred_batch"),
         ({"payload_kib": 0}, "payload_kib"),
         ({"max_sessions": 0}, "max_sessions"),
+        ({"max_strangers": 0}, "max_strangers must be at least 1"),
+        ({"idle_session_s": 0}, "idle_session_s must be positive"),
+        ({"idle_session_s": float("nan")}, "idle_session_s must be positive"),
+        ({"tls_cert": "c"}, "tls_cert and tls_key come together"),
+        ({"tls_key": "k"}, "tls_cert and tls_key come together"),
+        ({"tls_client_ca": "a"}, "tls_client_ca asks students for certificates, which needs tls_cert and tls_key"),
+        ({"curve_key": "k"}, "curve_key and curve_clients come together.*who may in"),
+        ({"curve_clients": "c"}, "curve_key and curve_clients come together"),
+        ({"tls_cert": "c", "tls_key": "k", "grpc": "off"}, "tls_cert has no effect with grpc = 'off'"),
+        ({"curve_key": "k", "curve_clients": "c", "zmq": "off"}, "curve_key has no effect with zmq = 'off'"),
         ({"threads": -1}, "threads must not be negative"),
         ({"max_batch": -1}, "max_batch"),
         ({"max_wait_ms": -0.1}, "max_wait_ms"),
@@ -137,11 +162,28 @@ def test_an_impossible_value_is_named(values, words):
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:7000", "192.168.1.2:7000", "example.org:7000", "127.example.org:7000", "[::]:7000"]
 )
-@pytest.mark.parametrize("name", ["grpc", "zmq", "http"])
-def test_listening_beyond_this_machine_must_be_meant(name, address):
-    with pytest.raises(ValueError, match=rf"{name} = .*in the clear.*--allow-plaintext"):
-        ServerSettings(models="m", **{name: address})
-    assert getattr(ServerSettings(models="m", allow_plaintext=True, **{name: address}), name) == address
+@pytest.mark.parametrize("name", ["grpc", "zmq"])
+def test_listening_beyond_this_machine_in_the_clear_must_be_meant(name, address):
+    for more in ({}, {"projects": "p"}, UNASKED["zmq" if name == "grpc" else "grpc"]):
+        with pytest.raises(
+            ValueError, match=rf"{name} = .*in the clear.*--allow-plaintext.*see crops, labels and API keys"
+        ):
+            ServerSettings(models="m", **{name: address}, **more)
+        assert getattr(ServerSettings(models="m", allow_plaintext=True, **{name: address}, **more), name) == address
+
+
+@pytest.mark.parametrize("name", ["grpc", "zmq"])
+def test_listening_beyond_this_machine_encrypted_asks_who_comes(name):
+    beyond = {name: "0.0.0.0:7000"}
+    with pytest.raises(ValueError, match=rf"{name} = .*encrypted but for anybody. Say who may in by .*--projects"):
+        ServerSettings(models="m", **beyond, **UNASKED[name])
+    lists = {"tls_client_ca": "ca.pem"} if name == "grpc" else {"curve_clients": "clients/"}
+    for more in (lists, {"projects": "p.toml"}, {"allow_plaintext": True}):
+        assert getattr(ServerSettings(models="m", **beyond, **UNASKED[name] | more), name) == "0.0.0.0:7000"
+
+
+def test_the_status_page_may_be_read_from_elsewhere():
+    assert ServerSettings(models="m", http="0.0.0.0:7002").http == "0.0.0.0:7002"
 
 
 @pytest.mark.parametrize("address", ["localhost:1", "127.8.9.1:0", "[::1]:7000"])
