@@ -355,8 +355,8 @@ def _feature_type(value: str) -> FeatureType:
 def join(header: bytes, payload: Buffer | None = None) -> bytes:
     """Header and payload as one gRPC message: copies the payload once."""
     if not payload:
-        return b"".join((b"\x0a", _varint(len(header)), header))
-    return b"".join((b"\x0a", _varint(len(header)), header, b"\x12", _varint(len(payload)), payload))
+        return b"".join((b"\x0a", varint(len(header)), header))
+    return b"".join((b"\x0a", varint(len(header)), header, b"\x12", varint(len(payload)), payload))
 
 
 def split(message: bytes) -> tuple[memoryview, memoryview]:
@@ -384,7 +384,8 @@ def split(message: bytes) -> tuple[memoryview, memoryview]:
     return header, payload
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: for fields put beside a message by hand."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
