@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from teacherfarm.protos.messages import FarmLoad
 
 SATURATED = 0.9
-"""Teachers busier than this have no time to spare: forming the next teacher batch takes the rest."""
+"""Teachers this busy have no time to spare: forming the next teacher batch takes the rest. As in rules.yml."""
 LEAST_WORK_SHARE = 0.01
 """A student that did nothing but wait is taken to work this share of its time."""
 
@@ -26,12 +26,9 @@ def teachers_missing(*, wanted: float, got: float, load: FarmLoad) -> int | None
     """
     if not load.backends or load.labels_per_s <= 0 or load.busy <= 0:
         return None
-    if load.busy >= SATURATED:
-        per_backend, spare = load.labels_per_s / load.backends, 0.0
-    else:
-        per_backend = load.labels_per_s / load.busy / load.backends
-        spare = per_backend * load.backends - load.labels_per_s
-    return max(0, math.ceil((wanted - got - spare) / per_backend))
+    capacity = load.labels_per_s / min(1.0, load.busy / SATURATED)
+    spare = capacity - load.labels_per_s
+    return max(0, math.ceil((wanted - got - spare) / (capacity / load.backends)))
 
 
 @dataclass(frozen=True, kw_only=True)

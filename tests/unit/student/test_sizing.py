@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacherfarm.protos.messages import FarmLoad, StudentReport
-from teacherfarm.student.sizing import LoadSum, teachers_missing, wanted_per_s
+from teacherfarm.student.sizing import SATURATED, LoadSum, teachers_missing, wanted_per_s
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.waits import Reporter, WaitClock
 
@@ -23,8 +23,8 @@ FULL = FarmLoad(busy=1.0, backends=4, labels_per_s=1000)
         (1250, FULL, 1),  # each of the four gives 250
         (1251, FULL, 2),
         (2000, FULL, 4),
-        (1400, FarmLoad(busy=0.5, backends=4, labels_per_s=1000), 0),  # there is time for another 1000
-        (2100, FarmLoad(busy=0.5, backends=4, labels_per_s=1000), 1),
+        (1900, FarmLoad(busy=0.45, backends=4, labels_per_s=1000), 0),  # there is time for another 1000
+        (2100, FarmLoad(busy=0.45, backends=4, labels_per_s=1000), 1),
         (1050, FarmLoad(busy=0.95, backends=1, labels_per_s=1000), 1),  # as busy as a teacher can be
         (1500, FarmLoad(busy=0.0, backends=0, labels_per_s=0), None),
         (1500, FarmLoad(busy=0.4, backends=1, labels_per_s=0), None),
@@ -39,8 +39,8 @@ def test_with_so_many_more_it_is_fed_and_with_one_less_it_is_not(busy, backends,
     load = FarmLoad(busy=busy, backends=backends, labels_per_s=labels_per_s)
     got = labels_per_s * of_them
     missing = teachers_missing(wanted=got + lacking, got=got, load=load)
-    per_backend = labels_per_s / backends / (1 if busy >= 0.9 else busy)
-    spare = 0 if busy >= 0.9 else per_backend * backends - labels_per_s
+    per_backend = labels_per_s / min(1, busy / SATURATED) / backends
+    spare = per_backend * backends - labels_per_s
     assert spare + missing * per_backend >= lacking * (1 - 1e-6) - 1e-6
     assert missing == 0 or spare + (missing - 1) * per_backend <= lacking * (1 + 1e-6) + 1e-6
 
