@@ -57,10 +57,10 @@ class _Reader:
     def read(self, tables: dict[str, object]) -> tuple[ProjectEntry, ...]:
         for name in tables:
             if name != "projects":
-                raise self._error("", name, f"unknown key {name!r}; expected tables [projects.NAME]")
+                raise self._error((), name, f"unknown key {name!r}; expected tables [projects.NAME]")
         projects = tables.get("projects", {})
         if not isinstance(projects, dict):
-            raise self._error("", "projects", f"projects must be tables [projects.NAME], got {projects!r}")
+            raise self._error((), "projects", f"projects must be tables [projects.NAME], got {projects!r}")
         entries: list[ProjectEntry] = []
         owners: dict[str, str] = {}
         for name, table in projects.items():
@@ -68,7 +68,9 @@ class _Reader:
             for digest in entry.keys:
                 if digest in owners:
                     raise self._error(
-                        name, KEYS, f"the key {digest[:12]} is given twice, to {owners[digest]!r} and to {name!r}"
+                        ("projects", name),
+                        KEYS,
+                        f"the key {digest[:12]} is given twice, to {owners[digest]!r} and to {name!r}",
                     )
                 owners[digest] = name
             entries.append(entry)
@@ -76,20 +78,24 @@ class _Reader:
 
     def _entry(self, name: str, table: object) -> ProjectEntry:
         if not PROJECT_NAME.fullmatch(name):
-            raise self._error(name, None, f"{name!r}: {NAME_RULE}")
+            raise self._error(("projects", name), None, f"{name!r}: {NAME_RULE}")
         if not isinstance(table, dict):
-            raise self._error("", name, f"project {name!r} must be a table [projects.{name}], got {table!r}")
+            raise self._error(("projects",), name, f"project {name!r} must be a table [projects.{name}], got {table!r}")
         for key, value in table.items():
             if key not in (*LIMITS, KEYS):
                 known = ", ".join((*LIMITS, KEYS))
-                raise self._error(name, key, f"project {name!r} has an unknown key {key!r}; known are {known}")
+                raise self._error(
+                    ("projects", name), key, f"project {name!r} has an unknown key {key!r}; known are {known}"
+                )
             self._check_type(name, key, value)
         for digest in table.get(KEYS, ()):
             if not is_digest(digest):
                 # Not repeated where it could be a key itself: this sentence is logged.
                 got = "what looks like the key itself" if digest.startswith(PREFIX) else repr(digest[:80])
                 raise self._error(
-                    name, KEYS, f"keys of project {name!r} must be digests of 64 hexadecimal digits, got {got}"
+                    ("projects", name),
+                    KEYS,
+                    f"keys of project {name!r} must be digests of 64 hexadecimal digits, got {got}",
                 )
         limits: dict[str, Any] = {key: value for key, value in table.items() if key != KEYS}
         if "teachers" in limits:
@@ -97,7 +103,7 @@ class _Reader:
         try:
             allowance = Allowance(**limits)
         except ValueError as error:
-            raise self._error(name, str(error).partition(" ")[0], f"project {name!r}: {error}") from error
+            raise self._error(("projects", name), str(error).partition(" ")[0], f"project {name!r}: {error}") from error
         return ProjectEntry(name=name, allowance=allowance, keys=tuple(table.get(KEYS, ())))
 
     def _check_type(self, name: str, key: str, value: object) -> None:
@@ -110,24 +116,40 @@ class _Reader:
             right, expected = type(value) in (int, float), "a number"
         if not right:
             shown = "" if key == KEYS else f", got {value!r}"
-            raise self._error(name, key, f"{key} of project {name!r} must be {expected}{shown}")
+            raise self._error(("projects", name), key, f"{key} of project {name!r} must be {expected}{shown}")
 
-    def _error(self, project: str, key: str | None, sentence: str) -> BadProjectsFile:
-        line = self._line_of(project, key)
+    def _error(self, path: tuple[str, ...], key: str | None, sentence: str) -> BadProjectsFile:
+        line = self._line_of(path, key)
         place = f"{self._source}, line {line}" if line else self._source
         return BadProjectsFile(f"{place}: {sentence}")
 
-    def _line_of(self, project: str, key: str | None) -> int:
-        """Where a key of a project (or, for "", of the top level) stands; its table's head or 0 where not found."""
-        header = 0
-        inside = not project
+    def _line_of(self, path: tuple[str, ...], key: str | None) -> int:
+        """Where a key of a table stands; the table's head, or 0, where it is not found (an inline table's)."""
+        head = 0
+        current: tuple[str, ...] = ()
         for number, line in enumerate(self._lines, start=1):
-            if head := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
-                path = [part.strip().strip("\"'") for part in head[1].split(".", 1)]
-                inside = path == ["projects", project] if project else key in path[:1]
-                header = number if inside else header
-                if inside and not project:
+            found = _table_of(line)
+            if found is not None:
+                current = found
+                if current == path:
+                    head = number
+                if key is not None and current[: len(path) + 1] == (*path, key):
                     return number
-            elif inside and key is not None and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
+            elif current == path and key is not None and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
                 return number
-        return header
+        return head
+
+
+def _table_of(line: str) -> tuple[str, ...] | None:
+    """The path that a line like ``[projects.NAME]`` opens, or None."""
+    if not line.lstrip().startswith("["):
+        return None
+    try:
+        table: object = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return None
+    path = []
+    while isinstance(table, dict) and table:
+        [(name, table)] = table.items()
+        path.append(name)
+    return tuple(path)
