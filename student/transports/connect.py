@@ -16,11 +16,19 @@ def open_transport(address: Address, timeouts: Timeouts, teacher: str) -> Transp
         case "zmq":
             from teacherfarm.student.transports.zmq_transport import ZmqTransport
 
-            return ZmqTransport(address.place, payload_bytes=MOST_PAYLOAD_BYTES, close_s=timeouts.close_s)
-        case "grpc":
+            return ZmqTransport(
+                address.place, payload_bytes=MOST_PAYLOAD_BYTES, close_s=timeouts.close_s, curve=address.curve
+            )
+        case "grpc" | "grpcs":
             from teacherfarm.student.transports.grpc_transport import GrpcTransport
 
-            return GrpcTransport(address.place, payload_bytes=MOST_PAYLOAD_BYTES, close_s=timeouts.close_s)
+            return GrpcTransport(
+                address.place, payload_bytes=MOST_PAYLOAD_BYTES, close_s=timeouts.close_s, tls=address.tls
+            )
+        case "triton":
+            from teacherfarm.student.transports.triton_transport import TritonTransport
+
+            return TritonTransport(address.place, teacher, payload_bytes=MOST_PAYLOAD_BYTES, answer_s=timeouts.answer_s)
         case "local":
             from teacherfarm.student.transports.local_transport import LocalTransport
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from teacherfarm.protos.faults import SessionLost
+from teacherfarm.protos.faults import HandshakeFailed, SessionLost
 from teacherfarm.protos.wire import (
     HEADER_BYTES,
     MESSAGE_OVERHEAD_BYTES,
@@ -16,6 +16,8 @@ from teacherfarm.protos.wire import (
     join,
     split,
 )
+from teacherfarm.student.settings import TlsFiles
+from teacherfarm.student.transports.tls import channel_credentials, why_no_handshake
 
 # Set by teacherfarm/__init__.py, unless grpc was there before it or the environment asks for the handlers.
 _FORK_HANDLERS_OFF = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
@@ -25,10 +27,15 @@ KEEPALIVE_S = 30.0
 
 
 class GrpcTransport:
-    """A session over one HTTP/2 channel. ``payload_bytes``: most bytes accepted in one payload."""
+    """A session over one HTTP/2 channel. ``payload_bytes``: most bytes accepted in one payload. ``tls``: None is in the
+    clear.
+    """
 
-    def __init__(self, place: str, *, payload_bytes: int, close_s: float) -> None:
+    def __init__(self, place: str, *, payload_bytes: int, close_s: float, tls: TlsFiles | None = None) -> None:
         self._place = place
+        self._tls = tls
+        self._url = f"{'grpc' if tls is None else 'grpcs'}://{place}"
+        self._heard = False
         self._message_bytes = payload_bytes + HEADER_BYTES + MESSAGE_OVERHEAD_BYTES
         self._close_s = close_s
         self._channel: grpc.aio.Channel | None = None
@@ -37,22 +44,23 @@ class GrpcTransport:
         self._writer: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<GrpcTransport grpc://{self._place} {'open' if self._stream else 'closed'}>"
+        return f"<GrpcTransport {self._url} {'open' if self._stream else 'closed'}>"
 
     async def open(self) -> None:
         require_fork_safety()
-        self._channel = grpc.aio.insecure_channel(
-            self._place,
-            options=[
-                ("grpc.max_receive_message_length", self._message_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
-                ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
-                # One channel is one session: no other session's broken connection may be taken over.
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        options = [
+            ("grpc.max_receive_message_length", self._message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
+            # One channel is one session: no other session's broken connection may be taken over.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if self._tls is None:
+            self._channel = grpc.aio.insecure_channel(self._place, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(self._place, channel_credentials(self._tls), options=options)
         self._stream = self._channel.stream_stream(METHOD)()
         self._writer = asyncio.create_task(self._write(self._stream), name="grpc writer")
 
@@ -61,15 +69,18 @@ class GrpcTransport:
 
     async def receive(self) -> tuple[Buffer, Buffer]:
         if self._stream is None:
-            raise SessionLost(f"grpc://{self._place}: closed")
+            raise SessionLost(f"{self._url}: closed")
         try:
             message: Any = await self._stream.read()
         except grpc.aio.AioRpcError as error:
-            raise SessionLost(f"grpc://{self._place}: {error.code().name.lower()}: {error.details()}") from error
+            if self._tls is not None and not self._heard and (why := await why_no_handshake(self._place, self._tls)):
+                raise HandshakeFailed(f"{self._url}: {why}") from error
+            raise SessionLost(f"{self._url}: {error.code().name.lower()}: {error.details()}") from error
         except grpc.aio.UsageError as error:
-            raise SessionLost(f"grpc://{self._place}: {error}") from error
+            raise SessionLost(f"{self._url}: {error}") from error
         if message is grpc.aio.EOF:
-            raise SessionLost(f"grpc://{self._place}: the server ended the stream")
+            raise SessionLost(f"{self._url}: the server ended the stream")
+        self._heard = True
         return split(message)
 
     async def close(self) -> None:

@@ -12,8 +12,10 @@ from collections import deque
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from teacherfarm.protos.faults import SessionLost
+from teacherfarm.protos.faults import HandshakeFailed, SessionLost
 from teacherfarm.protos.wire import Buffer
+from teacherfarm.student.settings import CurveKeys
+from teacherfarm.student.transports.curve import protect, why_no_handshake
 
 HEARTBEAT_INTERVAL_S = 5.0
 HEARTBEAT_TIMEOUT_S = 15.0
@@ -28,10 +30,13 @@ DEAD |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 class ZmqTransport:
-    """A session over ``tcp://place``. ``payload_bytes``: most bytes accepted in one frame."""
+    """A session over ``tcp://place``. ``payload_bytes``: most bytes accepted in one frame. ``curve``: None is in the
+    clear.
+    """
 
-    def __init__(self, place: str, *, payload_bytes: int, close_s: float) -> None:
+    def __init__(self, place: str, *, payload_bytes: int, close_s: float, curve: CurveKeys | None = None) -> None:
         self._place = place
+        self._curve = curve
         self._payload_bytes = payload_bytes
         self._close_s = close_s
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -39,7 +44,7 @@ class ZmqTransport:
         self._monitor: zmq.Socket[bytes] | None = None
         self._received: deque[tuple[Buffer, Buffer]] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._lost: SessionLost | None = None
+        self._lost: SessionLost | HandshakeFailed | None = None
         self._turn_pending = False
 
     def __repr__(self) -> str:
@@ -56,6 +61,8 @@ class ZmqTransport:
         socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes)
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
+        if self._curve is not None:
+            protect(socket, self._curve)
         self._monitor = socket.get_monitor_socket(DEAD)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._monitor.fileno(), self._look_at_monitor)
@@ -138,7 +145,12 @@ class ZmqTransport:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            self._lose(f"the connection ended ({str(zmq.Event(event['event']).name).lower()})")
+            if why := why_no_handshake(event["event"], event["value"], self._curve):
+                self._lost = self._lost or HandshakeFailed(f"zmq://{self._place}: {why}")
+            # A farm does not answer who speaks to it with another farm's key.
+            is_mute = self._curve is not None and event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            hint = ": is server_key= the key of this farm?" if is_mute else ""
+            self._lose(f"the connection ended ({str(zmq.Event(event['event']).name).lower()}){hint}")
 
     def _lose(self, why: str) -> None:
         if self._lost is None:
