@@ -138,7 +138,7 @@ class ListTeachers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSummary:
-    """One line of a teacher list; ``state`` is loading, ready or failed."""
+    """One line of a teacher list; ``state`` is loading, ready, waiting (no backend now) or failed."""
 
     name: str
     teacher_digest: str

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.teacher_server.backends.backend import Backend
+from teacherfarm.teacher_server.backends.backend import Backend, BackendPool
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
+from teacherfarm.teacher_server.backends.triton_addresses import parse_addresses
 from teacherfarm.teacher_server.credit import CreditPool
 from teacherfarm.teacher_server.farm.farm import BatchSettings, Farm
 from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher, read_model_directory
@@ -52,6 +53,7 @@ class Server:
             make_backend or self._onnx_backend,
             metrics=self.metrics,
             batches=BatchSettings(preferred_batch=settings.preferred_batch, longest_wait_s=settings.max_wait_ms / 1000),
+            pool=_triton_pool(settings) if settings.triton else None,
         )
         self.gateway = Gateway(
             self.farm,
@@ -208,11 +210,19 @@ class Server:
     def _missing(self) -> str | None:
         if self.gateway.draining:
             return "draining"
-        if self.farm.ready:
-            return None
-        return "not ready: " + ", ".join(
-            f"{t.name} is {t.state}" for t in self.gateway.teachers() if t.state != "ready"
-        )
+        missing = self.farm.missing()
+        return f"not ready: {missing}" if missing else None
+
+
+def _triton_pool(settings: ServerSettings) -> BackendPool:
+    # Triton's client is loaded only where there is a Triton.
+    from teacherfarm.teacher_server.backends.triton_pool import TritonPool
+
+    return TritonPool(
+        parse_addresses(settings.triton),
+        largest_batch=settings.max_batch or None,
+        deadline_s=settings.triton_deadline_s,
+    )
 
 
 def _tls(settings: ServerSettings) -> ServerTls | None:

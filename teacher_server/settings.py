@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teacherfarm.teacher_server.backends.triton_addresses import parse_addresses
+
 ENVIRONMENT_PREFIX = "TEACHERFARM_"
 
 
@@ -44,6 +46,12 @@ class ServerSettings:
         "listen beyond this machine without TLS or CURVE, or without asking who it is: everybody on the way sees and "
         "alters crops, labels and API keys, and whoever reaches the port uses the teachers or the server's memory",
     )
+    triton: str = _setting(
+        "",
+        "have the teachers run by NVIDIA Triton: HOST:PORT,... of its gRPC interface, or dns://NAME:PORT for every "
+        "address that the name has at the moment",
+    )
+    triton_deadline_s: float = _setting(20.0, "how long Triton may take for a teacher batch before it counts as gone")
     providers: str = _setting("", "ONNX Runtime providers, comma-separated (default: TensorRT, CUDA, CPU as available)")
     threads: int = _setting(0, "calls side by side per teacher (default: one per core on a CPU, 2 on a GPU)")
     max_batch: int = _setting(
@@ -78,6 +86,12 @@ class ServerSettings:
         for name in ("preferred_batch", "memory_mb", "window", "max_sessions", "max_strangers", "payload_kib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.triton_deadline_s > 0:
+            raise ValueError(f"triton_deadline_s must be positive, got {self.triton_deadline_s}")
+        if self.triton:
+            parse_addresses(self.triton)
+        if self.triton and (self.providers or self.threads):
+            raise ValueError("providers and threads are for teachers that run here; with triton they run there")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"log_level is DEBUG, INFO, WARNING or ERROR, got {self.log_level!r}")
         if self.grpc == "off" and self.zmq == "off":

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from teacherfarm.protos.teacher_card import TeacherCard
+
 GraphOutputs = Mapping[str, NDArray[Any]]
 """Output name to array [N, ...]."""
+
+EndpointStatus = Literal["connecting", "serving", "unreachable", "refused"]
 
 
 class BackendUnreachable(Exception):
@@ -67,4 +72,49 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Free the model; calls under way are finished first."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointState:
+    """One teacher on one endpoint of a pool; ``why`` says what keeps it from serving.
+
+    Connecting: not tried to the end yet. Serving: in its lane. Unreachable: nothing answers there. Refused: what
+    answers is not the card's teacher.
+    """
+
+    address: str
+    teacher: str
+    state: EndpointStatus
+    why: str = ""
+
+
+class Roster(Protocol):
+    """A teacher whose backends come and go."""
+
+    @property
+    def card(self) -> TeacherCard: ...
+
+    async def admit(self, backend: Backend) -> None:
+        """Check a started backend's golden answers and let it serve; raises a BadTeacher fault otherwise."""
+        ...
+
+    async def dismiss(self, backend: Backend) -> None:
+        """Let it serve no more, once its calls under way ended."""
+        ...
+
+
+class BackendPool(Protocol):
+    """Finds backends elsewhere and brings them to teachers, as long as :meth:`run` is awaited."""
+
+    async def run(self, rosters: Sequence[Roster]) -> None:
+        """Until cancelled; closes its backends then."""
+        ...
+
+    async def tried(self) -> None:
+        """Until every endpoint known at the start was tried once for every teacher."""
+        ...
+
+    def states(self) -> tuple[EndpointState, ...]:
+        """Every endpoint for every teacher, now; may be called from another thread."""
         ...

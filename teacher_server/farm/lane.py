@@ -154,6 +154,8 @@ class Lane:
         The first one settles the lane's largest teacher batch and what computes it. Raises BadTeacher when this one
         takes smaller teacher batches or computes on something else: a student's labels must not depend on who answers.
         """
+        if self.state == "closed":
+            raise NotReady(f"teacher {self.card.name!r} was closed")
         if self._batcher is None:
             self.largest_batch, self.provider_class = backend.largest_batch, backend.provider_class
             self._batcher = Batcher(

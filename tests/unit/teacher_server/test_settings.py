@@ -61,6 +61,8 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         "curve_key": ("farm.secret", "farm.secret"),
         "curve_clients": ("any", "any"),
         "idle_session_s": (7.5, "7.5"),
+        "triton": ("h:8001,dns://t:8001", "h:8001,dns://t:8001"),
+        "triton_deadline_s": (7.5, "7.5"),
         "providers": ("CPUExecutionProvider", "CPUExecutionProvider"),
         "log_level": ("DEBUG", "DEBUG"),
         "log_json": (True, "true"),
