@@ -69,7 +69,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             title="Labels",
             about="Crops answered per second, over all teachers and projects that are chosen above.",
             queries={"labels/s": f"sum(rate(teacherfarm_labels_total{{{TP}}}{RATE}))"},
-            unit="suffix: labels/s",
+            unit="suffix:labels/s",
             width=4,
             height=5,
             kind="stat",
@@ -146,7 +146,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "would take if they never waited. None where students hardly wait, or where the teachers have "
             "time to spare.",
             queries={"{{teacher}}": f"teacherfarm:teachers_missing{{{T}}}"},
-            unit="suffix: more teachers",
+            unit="suffix:more teachers",
             width=8,
             height=9,
             kind="stat",
@@ -163,7 +163,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
                 "{{teacher}} possible": f"teacherfarm:backend_capacity:crops_per_second{{{T}}} "
                 f"* on (teacher) sum by (teacher) (teacherfarm_backends{{{T}}})",
             },
-            unit="suffix: crops/s",
+            unit="suffix:crops/s",
             width=8,
             height=9,
         ),
@@ -176,7 +176,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
                 "{{teacher}} for {{project}}": "sum by (teacher, project) "
                 f"(rate(teacherfarm_labels_total{{{TP}}}{RATE}))"
             },
-            unit="suffix: labels/s",
+            unit="suffix:labels/s",
             width=12,
             stacked=True,
         ),
@@ -221,7 +221,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             about="Crops in each teacher's queue. A queue that stays is demand beyond what the teachers give; "
             "students' windows bound it.",
             queries={"{{teacher}}": f"sum by (teacher) (teacherfarm_waiting_crops{{{T}}})"},
-            unit="suffix: crops",
+            unit="suffix:crops",
             width=8,
         ),
         Panel(
@@ -254,7 +254,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
                 "{{teacher}}": f"sum by (teacher) (rate(teacherfarm_batch_crops_sum{{{T}}}{RATE})) "
                 f"/ (sum by (teacher) (rate(teacherfarm_batch_crops_count{{{T}}}{RATE})) > 0)"
             },
-            unit="suffix: crops",
+            unit="suffix:crops",
             width=8,
         ),
         Panel(
@@ -292,7 +292,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             queries={
                 "{{project}}: {{reason}}": f"sum by (project, reason) (rate(teacherfarm_refusals_total{RATE}))",
             },
-            unit="suffix: refusals/s",
+            unit="suffix:refusals/s",
             width=12,
         ),
         Panel(
@@ -300,7 +300,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             about="Faults answered per second, by class; docs/USING.md says what each means. Overloaded, "
             "QuotaExceeded, NotReady and GoingAway pass by themselves.",
             queries={"{{fault}}": f"sum by (fault) (rate(teacherfarm_faults_total{RATE}))"},
-            unit="suffix: faults/s",
+            unit="suffix:faults/s",
             width=12,
         ),
     ),
@@ -332,7 +332,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
                 "{{instance}} {{model}}": "sum by (instance, model) "
                 f'(rate(nv_inference_count{{model=~"$teacher"}}{RATE}))'
             },
-            unit="suffix: crops/s",
+            unit="suffix:crops/s",
             width=12,
         ),
         Panel(
