@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from teacherfarm.protos.faults import NotAllowed, QuotaExceeded, Unauthenticated, UnknownTeacher
@@ -18,6 +18,9 @@ from teacherfarm.teacher_server.projects.projects_file import ProjectEntry
 from teacherfarm.teacher_server.projects.quota import Quota, Refusal
 from teacherfarm.teacher_server.projects.registry import Projects
 
+# Names of their own: tests let time pass by them.
+_clock, _sleep = time.monotonic, asyncio.sleep
+
 STREAMS_RETRY_S = 5.0
 NOBODY = "-"
 """The metrics' project of those who have none; no project can be called so."""
@@ -26,13 +29,10 @@ NOBODY = "-"
 class Doorkeeper:
     """Applies the projects' rules to sessions; counts what it refuses, by project and reason."""
 
-    def __init__(
-        self, projects: Projects, farm: Farm, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, projects: Projects, farm: Farm, metrics: Metrics) -> None:
         self._projects = projects
         self._farm = farm
         self._refusals = metrics.refusals
-        self._clock = clock
         self._open: dict[Project, set[Credit]] = {}
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Doorkeeper:
     @asynccontextmanager
     async def pace(self, project: Project, quota: Quota, num_crops: int) -> AsyncIterator[None]:
         """Wait until the quota has room for a slice, and count it meanwhile. QuotaExceeded where that is long."""
-        verdict = quota.admit(num_crops, self._clock())
+        verdict = quota.admit(num_crops, _clock())
         if isinstance(verdict, Refusal):
             self._refusals.labels(project.name, verdict.limit).inc()
             limit = getattr(project.allowance, verdict.limit)
@@ -119,7 +119,7 @@ class Doorkeeper:
             )
         try:
             if verdict:
-                await asyncio.sleep(verdict)
+                await _sleep(verdict)
             yield
         finally:
             quota.release(num_crops)

@@ -191,6 +191,7 @@ class Gateway:
     def close_session(self, session: Session) -> None:
         """Give the session's share of the memory back."""
         self._credit.close(session.credit)
+        self._door.left(session.project, session.credit)
         self._metrics.students.forget(session.id)
         session.scope.num_sessions -= 1
         if not session.scope.num_sessions:
