@@ -7,6 +7,9 @@ import zmq
 from teacherfarm.protos.curve_keys import read_pair
 from teacherfarm.student.settings import CurveKeys
 
+BOX_BYTES = 33
+"""What CURVE adds to a frame (RFC 26)."""
+
 
 def protect(socket: zmq.Socket[bytes], curve: CurveKeys) -> None:
     """Make a socket, not yet connected, speak CURVE with the farm that has ``server_key``, and with nobody else.

@@ -15,7 +15,7 @@ from zmq.utils.monitor import parse_monitor_message
 from teacherfarm.protos.faults import HandshakeFailed, SessionLost
 from teacherfarm.protos.wire import Buffer
 from teacherfarm.student.settings import CurveKeys
-from teacherfarm.student.transports.curve import protect, why_no_handshake
+from teacherfarm.student.transports.curve import BOX_BYTES, protect, why_no_handshake
 
 HEARTBEAT_INTERVAL_S = 5.0
 HEARTBEAT_TIMEOUT_S = 15.0
@@ -58,7 +58,7 @@ class ZmqTransport:
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._payload_bytes + (0 if self._curve is None else BOX_BYTES))
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
         if self._curve is not None:

@@ -2,19 +2,24 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from teacherfarm.protos.faults import BadMessage, SessionLost
+from teacherfarm.protos.faults import BadMessage, Overloaded, SessionLost
 from teacherfarm.protos.messages import Ping
 from teacherfarm.protos.wire import decode_header, encode_header
+from teacherfarm.student.settings import CurveKeys, TlsFiles
 from teacherfarm.student.transports.grpc_transport import GrpcTransport
 from teacherfarm.student.transports.zmq_transport import ZmqTransport
 from teacherfarm.teacher_server.frontends import grpc_frontend, zmq_frontend
+from teacherfarm.teacher_server.frontends.curve import ServerCurve
 from teacherfarm.teacher_server.frontends.grpc_frontend import GrpcFrontend
+from teacherfarm.teacher_server.frontends.tls import ServerTls
 from teacherfarm.teacher_server.frontends.zmq_frontend import ZmqFrontend
+from tests.credentials import CurveFarm, TlsFarm
 from tests.on_loop import on_loop, until
 
 MIB = 1 << 20
@@ -51,8 +56,11 @@ class Echo:
 
 
 class Wire:
-    def __init__(self, name: str) -> None:
+    """``protection``: what its two ends need to speak TLS or CURVE; None is in the clear."""
+
+    def __init__(self, name: str, protection: TlsFarm | CurveFarm | None = None) -> None:
         self.name = name
+        self.protection = protection
         self.echoes: list[Echo] = []
         self.module = {"zmq": zmq_frontend, "grpc": grpc_frontend}[name]
 
@@ -61,9 +69,16 @@ class Wire:
         return self.echoes[-1]
 
     @asynccontextmanager
-    async def serving(self, most_sessions: int = 8):
+    async def serving(self, most_sessions: int = 8, **options):
         kind = {"zmq": ZmqFrontend, "grpc": GrpcFrontend}[self.name]
-        frontend = kind("127.0.0.1:0", self._converse, payload_bytes=MIB, most_sessions=most_sessions)
+        frontend = kind(
+            "127.0.0.1:0",
+            self._converse,
+            payload_bytes=MIB,
+            most_sessions=most_sessions,
+            **self.serving_options(),
+            **options,
+        )
         await frontend.start()
         assert not frontend.address.endswith(":0")
         try:
@@ -75,17 +90,39 @@ class Wire:
     @asynccontextmanager
     async def connected(self, frontend):
         kind = {"zmq": ZmqTransport, "grpc": GrpcTransport}[self.name]
-        transport = kind(frontend.address, payload_bytes=MIB, close_s=1.0)
+        transport = kind(frontend.address, payload_bytes=MIB, close_s=1.0, **self.student_options())
         try:
             await transport.open()
             yield transport
         finally:
             await transport.close()
 
+    def serving_options(self) -> dict:
+        match self.protection:
+            case TlsFarm(cert=cert, key=key, ca=ca):
+                return {"tls": ServerTls(cert=str(cert), key=str(key), client_ca=str(ca))}
+            case CurveFarm(secret_file=secret_file, clients=clients):
+                return {"curve": ServerCurve(key_file=str(secret_file), clients=str(clients))}
+        return {}
 
-@pytest.fixture(params=["zmq", "grpc"])
-def wire(request) -> Wire:
-    return Wire(request.param)
+    def student_options(self) -> dict:
+        match self.protection:
+            case TlsFarm() as tls:
+                return {"tls": TlsFiles(ca=str(tls.ca), cert=str(tls.student_cert), key=str(tls.student_key))}
+            case CurveFarm() as curve:
+                return {"curve": CurveKeys(server_key=curve.public_key, client_key=str(curve.students["me"]))}
+        return {}
+
+
+@pytest.fixture(params=["zmq", "grpc", "zmq by CURVE", "grpc by TLS"])
+def wire(request, tmp_path) -> Wire:
+    match request.param:
+        case "zmq by CURVE":
+            return Wire("zmq", CurveFarm(tmp_path / "curve", "me"))
+        case "grpc by TLS":
+            return Wire("grpc", TlsFarm(tmp_path / "tls"))
+        case name:
+            return Wire(name)
 
 
 def header_of(number: int) -> bytes:
@@ -222,6 +259,61 @@ async def test_a_session_too_many_is_refused_and_the_others_go_on(wire):
 
 
 @on_loop
+async def test_a_stranger_too_many_is_told_to_come_back_and_the_others_go_on(wire):
+    async with wire.serving(most_strangers=1) as frontend, wire.connected(frontend) as one:
+        one.send(header_of(1))
+        assert await hear(one) == (1, b"")
+        async with wire.connected(frontend) as other:
+            other.send(header_of(2))
+            header, _ = await other.receive()
+            fault = decode_header(header).fault
+            assert type(fault) is Overloaded
+            assert "1 others have not said Hello yet" in str(fault)
+            assert fault.retry_after_s == 1.0
+        # Whoever has said Hello is no stranger.
+        wire.echoes[0].greeted = True
+        async with wire.connected(frontend) as third:
+            third.send(header_of(3))
+            assert await hear(third) == (3, b"")
+        one.send(header_of(4))
+        assert await hear(one) == (4, b"")
+        assert len(wire.echoes) == 2
+
+
+@on_loop
+async def test_a_silent_student_is_closed_and_a_talking_one_is_not(wire, monkeypatch):
+    monkeypatch.setattr(wire.module, "SWEEP_INTERVAL_S", 0.01)
+    async with (
+        wire.serving(idle_session_s=5.0) as frontend,
+        wire.connected(frontend) as silent,
+        wire.connected(frontend) as talking,
+    ):
+        for number, transport in enumerate((silent, talking)):
+            transport.send(header_of(number))
+            await hear(transport)
+        quiet, lively = sorted(wire.echoes, key=lambda echo: echo.heard)
+        for echo in (quiet, lively):
+            echo.greeted, echo.last_heard_s = True, time.monotonic()
+        quiet.last_heard_s -= 10.0
+        await until(lambda: quiet.closed)
+        if wire.name == "grpc":
+            with pytest.raises(SessionLost, match="the server ended the stream"):
+                await silent.receive()
+        talking.send(header_of(2))
+        assert await hear_pings_and(talking, 2)
+        assert not lively.closed
+
+
+async def hear_pings_and(transport, number: int) -> bool:
+    """The answer of this number, whatever the server asks in between whether somebody is there."""
+    while True:
+        header, _ = await transport.receive()
+        match decode_header(header):
+            case Ping(taken_crops=taken_crops):
+                return taken_crops == number
+
+
+@on_loop
 async def test_everybody_is_told_to_go_away(wire):
     async with wire.serving() as frontend, wire.connected(frontend) as one, wire.connected(frontend) as other:
         for transport in (one, other):
@@ -235,7 +327,7 @@ async def test_everybody_is_told_to_go_away(wire):
 async def test_a_taken_address_is_said(wire):
     async with wire.serving() as frontend:
         kind = type(frontend)
-        second = kind(frontend.address, wire._converse, payload_bytes=MIB, most_sessions=1)
+        second = kind(frontend.address, wire._converse, payload_bytes=MIB, most_sessions=1, **wire.serving_options())
         with pytest.raises(OSError, match=f"cannot listen for .* on {frontend.address}"):
             await second.start()
         await second.close()
