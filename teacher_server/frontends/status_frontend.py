@@ -23,8 +23,8 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfar
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2430}}
 table{{border-collapse:collapse;width:100%}}
 td,th{{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #d9dee5}}
-code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready{{color:#12733a}}.loading,.waiting{{color:#8a5b00}}
-.failed{{color:#b3261e}}</style>
+code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready{{color:#12733a}}
+.loading,.waiting{{color:#8a5b00}}.failed{{color:#b3261e}}</style>
 <h1>teacherfarm</h1><p>{state}</p>
 <table><tr><th>Teacher</th><th>State</th><th>Digest</th></tr>{rows}</table>
 <p>{addresses}</p><p><a href="/metrics">/metrics</a> &middot; <a href="/healthz">/healthz</a> &middot;
