@@ -56,10 +56,10 @@ class Peer:
     async def right(self, crops: np.ndarray) -> np.ndarray:
         return answer(crops, ("log_probabilities",))["log_probabilities"]
 
+
+class ServerPeer(Peer):
     """A whole server in this process, on a free port, with a scripted teacher. ``wire`` "grpcs" is mutual TLS, and
     "curve" is ZeroMQ by CURVE.
-    """A whole server in this process, on a free port, with a scripted teacher. ``wire`` "grpcs" is mutual TLS, "curve" is
-    ZeroMQ by CURVE.
     """
 
     def __init__(self, wire: str, folder) -> None:
@@ -180,8 +180,10 @@ def peer(request, tmp_path):
     return LoopbackPeer() if request.param == "loopback" else ServerPeer(request.param, tmp_path)
 
 
-every_transport = pytest.mark.parametrize("peer", ["zmq", "curve", "grpc", "grpcs", "loopback", "local"], indirect=True)
-mortal_peers = pytest.mark.parametrize("peer", ["zmq", "curve", "grpc", "grpcs", "loopback"], indirect=True)
+every_transport = pytest.mark.parametrize(
+    "peer", ["zmq", "curve", "grpc", "grpcs", "loopback", "local", "triton"], indirect=True
+)
+mortal_peers = pytest.mark.parametrize("peer", [*ours, "mortal triton"], indirect=True)
 HELLO = Hello(teacher="", spec=LabelSpec())
 
 
@@ -194,6 +196,12 @@ async def opened(stack: AsyncExitStack, peer, hello: Hello = HELLO):
     await transport.open()
     transport.send(encode_header(hello))
     return transport
+
+
+async def greet(transport):
+    await transport.open()
+    transport.send(encode_header(HELLO))
+    await transport.receive()
 
 
 async def hear(transport) -> tuple[object, bytes]:
@@ -355,9 +363,7 @@ async def test_nobody_at_the_address_is_a_lost_session(scheme, unused_port):
     transport = open_transport(address, TIMEOUTS, "")
     try:
         with pytest.raises(SessionLost, match=f"{scheme}://127.0.0.1:{unused_port}"):
-            await transport.open()
-            transport.send(encode_header(HELLO))
-            await transport.receive()
+            await greet(transport)
     finally:
         await transport.close()
 
