@@ -1,4 +1,7 @@
-"""``teacherfarm keys``: makes, lists and revokes the API keys of a projects file. A key is shown once, when made."""
+"""``teacherfarm keys``: makes, lists and revokes the API keys of a projects file. A key is shown once, when made.
+
+Editing the file needs a library that students, who make CURVE keys here, do not have: it is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from teacherfarm.teacher_server import curve_command
 from teacherfarm.teacher_server.projects.api_keys import PREFIX, SHOWN_DIGITS, digest_of, make_key
-from teacherfarm.teacher_server.projects.projects_edit import add_key, comment_of, remove_key, rewrite
 from teacherfarm.teacher_server.projects.projects_file import BadProjectsFile, ProjectEntry, read_projects
 
 DESCRIPTION = """\
 Who may use a farm: API keys, each of one project, in the projects file that `teacherfarm serve --projects` reads.
 A key is shown once, when it is made, and kept as a digest. The server takes a change up on SIGHUP.
+`curve` makes another kind of key: a pair that encrypts ZeroMQ and lets a student's machine in.
 """
 
 EXAMPLE = """\
@@ -58,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("id", metavar="ID", help="of the key, as `teacherfarm keys list` shows it (or the key itself)")
     revoke.set_defaults(run=_revoke)
 
+    curve = commands.add_parser("curve", help="make a key pair for ZeroMQ by CURVE: a farm's or a student's")
+    curve_command.add_arguments(curve)
+    curve.set_defaults(run=curve_command.make)
+
     for command in (create, listing, revoke):
         command.add_argument(
             "--projects", type=Path, metavar="FILE", help="the projects file (default: $TEACHERFARM_PROJECTS)"
@@ -82,6 +90,8 @@ def _file(options: argparse.Namespace) -> Path:
 
 
 def _create(options: argparse.Namespace) -> int:
+    from teacherfarm.teacher_server.projects.projects_edit import add_key, rewrite
+
     file, key = _file(options), make_key()
     known = file.exists() and any(entry.name == options.project for entry in read_projects(file))
     # One line, whatever was given.
@@ -102,6 +112,8 @@ def _create(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from teacherfarm.teacher_server.projects.projects_edit import comment_of
+
     file = _file(options)
     entries = read_projects(file)
     text = file.read_text()
@@ -125,6 +137,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _revoke(options: argparse.Namespace) -> int:
+    from teacherfarm.teacher_server.projects.projects_edit import remove_key, rewrite
+
     file = _file(options)
     entry, digest = _find(read_projects(file), options.id, file)
     rewrite(file, lambda text: remove_key(text, digest))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import zmq
 from zmq.utils import z85
 
-from teacherfarm.protos.curve_keys import is_readable_by_others, read_allow_list, read_pair
+from teacherfarm.protos.curve_keys import PLAIN, CurvePair, is_readable_by_others, read_allow_list, read_pair
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,16 @@ ANYBODY = "any"
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 DOMAIN = b"teacherfarm"
+
+
+def make_pair() -> CurvePair:
+    """A new pair, whose public key can be pasted anywhere without quotes. That is one of some 7000 keys, and costs an
+    attacker's search 13 of 252 bits.
+    """
+    while True:
+        public, secret = (key.decode() for key in zmq.curve_keypair())
+        if set(public) <= PLAIN:
+            return CurvePair(public=public, secret=secret)
 
 
 class ServerCurve:
