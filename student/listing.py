@@ -59,6 +59,8 @@ async def list_teachers_async(address: str, *, api_key: str, timeouts: Timeouts)
 
 
 async def _list_at(place: Address, api_key: str, timeouts: Timeouts) -> list[ServedTeacher]:
+    if place.scheme == "triton":
+        return await _list_models(place, timeouts)
     answer, _ = await _ask(place, ListTeachers(api_key=api_key), timeouts)
     if not isinstance(answer, TeacherList):
         raise UnexpectedMessage(f"{place} answered ListTeachers with {type(answer).__name__}")
@@ -71,6 +73,26 @@ async def _list_at(place: Address, api_key: str, timeouts: Timeouts) -> list[Ser
             found.append(
                 ServedTeacher(name=known.name, state=known.state, teacher_digest=known.teacher_digest, fault=fault)
             )
+    return found
+
+
+async def _list_models(place: Address, timeouts: Timeouts) -> list[ServedTeacher]:
+    """The models of a Triton server, which speaks another protocol."""
+    from teacherfarm.student.transports.triton_transport import list_models
+
+    found = []
+    for name, state, served in await list_models(place.place, within_s=timeouts.connect_s):
+        if isinstance(served, TeacherFarmFault):
+            found.append(ServedTeacher(name=name, state="failed", teacher_digest="", fault=served))
+            continue
+        teacher = ServedTeacher(
+            name=name,
+            state=state,
+            teacher_digest=served.card.teacher_digest,
+            artifact_digest=served.artifact_digest,
+            card=served.card,
+        )
+        found.append(teacher)
     return found
 
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 from teacherfarm.protos.curve_keys import KEY_CHARACTERS, Z85, check_key
 
 OnStarved = Literal["wait", "raise", "skip"]
-Scheme = Literal["zmq", "grpc", "grpcs", "local", "loopback"]
-SCHEMES: tuple[Scheme, ...] = ("zmq", "grpc", "grpcs", "local")
+Scheme = Literal["zmq", "grpc", "grpcs", "triton", "local", "loopback"]
+SCHEMES: tuple[Scheme, ...] = ("zmq", "grpc", "grpcs", "triton", "local")
 OPTIONS: dict[str, tuple[str, ...]] = {"grpcs": ("ca", "cert", "key"), "zmq": ("server_key", "client_key")}
 """What may stand after the ``?`` of an address."""
 

@@ -29,7 +29,7 @@ NAME = "teacherfarm"
 TORCH = frozenset({"torch", "torchvision", "timm"})
 # What runs in somebody else's interpreter: beside the model it serves, inside Triton.
 ELSEWHERE = frozenset({f"{NAME}.export.triton_python_model"})
-SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu", "tritonclient"})
+SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ EXTRAS = (
     Extra(
         name="",
         packages=("protos",),
-        refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow"},
+        refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow", "tritonclient"},
         goes_without=frozenset({"grpc_tools", "xxhash"}),  # keys are made by the server's and the student's end
     ),
     Extra(name="server", packages=("protos", "crops", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),

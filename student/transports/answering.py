@@ -1,4 +1,4 @@
-"""A session answered inside the student's process: what local and loopback transports share. Delivers nothing far."""
+"""A session answered inside the student's process: what the transports share that speak to no server of ours."""
 
 from __future__ import annotations
 
@@ -35,23 +35,26 @@ WINDOW_CROPS = 1024
 class AnsweringTransport:
     """Speaks a server's part of the wire for one teacher: ``run`` computes, everything else is here."""
 
-    def __init__(self, card: TeacherCard, run: Run, *, artifact_digest: str, slice_crops: int) -> None:
+    def __init__(
+        self, card: TeacherCard, run: Run, *, artifact_digest: str, slice_crops: int, session_id: str = "in-process"
+    ) -> None:
         self._card = card
         self._run = run
         self._artifact_digest = artifact_digest
         self._slice_crops = slice_crops
+        self._session_id = session_id
         self._spec: LabelSpec | None = None
         self._crop_format = card.crop_format
         self._answers: asyncio.Queue[tuple[bytes, Buffer] | None] = asyncio.Queue()
         self._slices: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._over: SessionLost | None = None
 
     async def open(self) -> None:
         """Nothing to connect to."""
 
     def send(self, header: bytes, payload: Buffer = b"") -> None:
         """Take a message of the student's and answer it; nothing once closed."""
-        if self._closed:
+        if self._over is not None:
             return
         match decode_header(header):
             case Hello() as hello:
@@ -65,18 +68,24 @@ class AnsweringTransport:
 
     async def receive(self) -> tuple[Buffer, Buffer]:
         """The next answer."""
-        answer = None if self._closed else await self._answers.get()
+        answer = None if self._over else await self._answers.get()
         if answer is None:
-            raise SessionLost("the in-process teacher was closed")
+            # A new one each time: an exception that is raised again and again collects tracebacks.
+            raise SessionLost(self._over.message if self._over else "")
         return answer
+
+    def end(self, reason: SessionLost) -> None:
+        """The session is over: what is under way is withdrawn, and receiving says why."""
+        if self._over is None:
+            self._over = reason
+            for task in list(self._slices):
+                task.cancel()
+            self._answers.put_nowait(None)
 
     async def close(self) -> None:
         """Withdraw what is under way."""
-        self._closed = True
-        for task in list(self._slices):
-            task.cancel()
+        self.end(SessionLost("the teacher's session was closed"))
         await asyncio.gather(*self._slices, return_exceptions=True)
-        self._answers.put_nowait(None)
 
     def _greet(self, hello: Hello) -> None:
         try:
@@ -92,7 +101,7 @@ class AnsweringTransport:
             self._say(SliceFault(fault=fault))
             return
         welcome = Welcome(
-            session_id="in-process",
+            session_id=self._session_id,
             window_crops=WINDOW_CROPS,
             slice_crops=self._slice_crops,
             artifact_digest=self._artifact_digest,

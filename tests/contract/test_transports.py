@@ -180,9 +180,8 @@ def peer(request, tmp_path):
     return LoopbackPeer() if request.param == "loopback" else ServerPeer(request.param, tmp_path)
 
 
-every_transport = pytest.mark.parametrize(
-    "peer", ["zmq", "curve", "grpc", "grpcs", "loopback", "local", "triton"], indirect=True
-)
+ours = ["zmq", "curve", "grpc", "grpcs", "loopback"]
+every_transport = pytest.mark.parametrize("peer", [*ours, "local", "triton"], indirect=True)
 mortal_peers = pytest.mark.parametrize("peer", [*ours, "mortal triton"], indirect=True)
 HELLO = Hello(teacher="", spec=LabelSpec())
 
