@@ -100,8 +100,10 @@ class Ledger:
         return slice_
 
     def send_again(self, slice_: PendingSlice) -> None:
-        """A slice that was refused for now goes first."""
-        self._unsent.appendleft(slice_)
+        """A slice that was refused for now goes before all younger ones: whoever asked waits for the oldest."""
+        name = (slice_.batch.id, slice_.first)
+        younger = (n for n, other in enumerate(self._unsent) if (other.batch.id, other.first) > name)
+        self._unsent.insert(next(younger, len(self._unsent)), slice_)
 
     def session_died(self) -> int:
         """Everything in flight goes first again, in the order asked; the number of crops that this concerns."""

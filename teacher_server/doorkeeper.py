@@ -21,7 +21,7 @@ from teacherfarm.teacher_server.projects.registry import Projects
 # Names of their own: tests let time pass by them.
 _clock, _sleep = time.monotonic, asyncio.sleep
 
-STREAMS_RETRY_S = 5.0
+STREAMS_RETRY_S = 2.0
 NOBODY = "-"
 """The metrics' project of those who have none; no project can be called so."""
 

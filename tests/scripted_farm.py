@@ -21,6 +21,7 @@ from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import BackendDied
 from teacherfarm.protos.soft_label import log_softmax
 from teacherfarm.protos.teacher_card import GOLDEN_FILE, LOG_PROBABILITIES, TeacherCard
+from teacherfarm.teacher_server.__main__ import set_up_logging
 from teacherfarm.teacher_server.backends.backend import GraphOutputs
 from teacherfarm.teacher_server.backends.scripted_backend import ScriptedBackend, marked_outputs
 from teacherfarm.teacher_server.farm.model_directory import ExportedTeacher
@@ -107,12 +108,14 @@ def main() -> None:
     parser.add_argument("--largest-batch", type=int, default=32)
     parser.add_argument("--gate", type=Path)
     options = parser.parse_args()
+    settings = load_settings(options)
+    set_up_logging(settings)
     keep_large_buffers()
     from teacherfarm.teacher_server.server import Server
 
     teacher = scripted_teacher(Path(options.models), size=options.size, num_classes=options.num_classes)
     server = Server(
-        load_settings(options),
+        settings,
         teachers=[teacher],
         make_backend=lambda _, card: ByFirstByte(
             card,

@@ -89,6 +89,20 @@ def test_no_row_is_lost_or_in_two_places(steps, slice_crops):
             assert {(batch.id, row) for row in range(len(batch.pixels))} <= answered
 
 
+def test_slices_that_were_refused_go_out_in_the_order_asked():
+    ledger = Ledger()
+    for number in range(4):
+        batch = batch_of(number, 4)
+        ledger.open(batch)
+        ledger.queue(batch)
+    sent = [ledger.next_to_send(window_crops=100, slice_crops=2) for _ in range(6)]
+    for slice_ in (sent[3], sent[1], sent[5], sent[2]):
+        ledger.answered(slice_.batch.id, slice_.first)
+        ledger.send_again(slice_)
+    again = [ledger.next_to_send(window_crops=100, slice_crops=2) for _ in range(6)]
+    assert [(slice_.batch.id, slice_.first) for slice_ in again] == [(0, 2), (1, 0), (1, 2), (2, 2), (3, 0), (3, 2)]
+
+
 def test_batches_that_nobody_wants_leave_the_books():
     ledger = Ledger()
     batches = [batch_of(n, 4) for n in range(3)]
