@@ -162,3 +162,16 @@ def test_every_waiting_slice_goes_once_and_in_time(steps, preferred):
                 case None:
                     assert not waiting
         assert batcher.waiting_crops == sum(s.num_crops for s in waiting)
+
+
+def test_what_is_restored_waits_since_it_came_and_is_the_first_again():
+    batcher: Batcher = Batcher(largest=8, preferred=8, longest_wait_s=1.0)
+    first = WaitingSlice(num_crops=8)
+    batcher.push(first, 10.0)
+    assert sizes(batcher.next_batch(10.0)) == [8]
+    batcher.push(WaitingSlice(num_crops=2), 10.5)
+    batcher.restore(first, 10.0)
+    assert batcher.waiting_crops == 10
+    assert batcher.next_batch(10.6).slices == (first,)
+    assert batcher.next_batch(10.6) == WaitUntil(11.5)
+    assert batcher.waiting_crops == 2

@@ -281,3 +281,29 @@ def test_any_weights_and_sizes_stay_within_one_slice_of_each_other(projects):
         clock[slice_.project] += slice_.num_crops / slice_.weight
         for one, other in itertools.combinations(clock, 2):
             assert abs(clock[one] - clock[other]) <= 8 / weights[one] + 8 / weights[other]
+
+
+def test_what_was_popped_and_not_served_goes_first_of_its_stream_and_is_not_paid_for():
+    queue: FairQueue = FairQueue()
+    unlucky = fill(queue, 30, project="unlucky")
+    fill(queue, 30, project="other")
+    for _ in range(20):
+        slice_ = queue.pop(ANY)
+        if slice_.project == "unlucky":
+            queue.restore(slice_)
+    served = Counter()
+    for _ in range(20):
+        slice_ = queue.pop(ANY)
+        served[slice_.project] += 1
+        if slice_.project == "unlucky":
+            assert slice_ is unlucky[served["unlucky"] - 1]
+    assert served["unlucky"] >= 19, "what it was not given is made up for"
+
+
+def test_a_project_without_anything_else_waiting_gets_its_slice_back():
+    queue: FairQueue = FairQueue()
+    [only] = fill(queue, 1, project="a")
+    assert queue.pop(ANY) is only
+    assert queue.pop(ANY) is None
+    queue.restore(only)
+    assert drain(queue) == [only]

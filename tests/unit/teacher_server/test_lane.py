@@ -13,6 +13,7 @@ from teacherfarm.protos.faults import (
     PoisonBatch,
     TeacherFailed,
 )
+from teacherfarm.teacher_server.backends.backend import BackendUnreachable, FailedInCompany
 from teacherfarm.teacher_server.farm import lane as lane_module
 from teacherfarm.teacher_server.farm.lane import Lane
 from teacherfarm.teacher_server.metrics import Metrics
@@ -351,3 +352,153 @@ async def test_neighbours_do_not_pay_for_a_stream_that_broke_the_teacher():
             assert await outcome(task) is TeacherFailed
         assert [2, 3, 4] in teacher.seen[calls_before:]
         assert [99] in teacher.seen[calls_before:]
+
+
+@on_loop
+async def test_every_backend_that_joined_pulls_until_it_leaves():
+    one, other = Teacher(largest_batch=1), Teacher(largest_batch=1, slots=2)
+    async with running_lane(one) as lane:
+        one.hold()
+        other.hold()
+        tasks = [ask(lane, number) for number in range(6)]
+        await settled()
+        assert (one.running, other.running) == (1, 0)
+        lane.join(other)
+        await settled()
+        assert (one.running, other.running) == (1, 2)
+        assert lane.backends == (one, other)
+        leaving = asyncio.ensure_future(lane.leave(one))
+        one.let_go()
+        await leaving
+        assert right(await tasks[0], 0), "what it had under way was answered"
+        assert lane.backends == (other,)
+        other.let_go()
+        for number, task in enumerate(tasks):
+            assert right(await task, number)
+        assert len(one.seen) == 1
+        assert not one.closed, "who brought it closes it"
+        await lane.leave(one)
+
+
+@on_loop
+async def test_idle_slots_of_a_backend_that_left_take_nothing_any_more():
+    one, other = Teacher(), Teacher()
+    async with running_lane(one) as lane:
+        lane.join(other)
+        await settled()
+        await lane.leave(one)
+        for number in range(5):
+            assert right(await ask(lane, number), number)
+        assert not one.seen
+
+
+@on_loop
+async def test_what_a_lost_backend_had_under_way_runs_elsewhere_before_what_waited():
+    lost, other = Teacher(largest_batch=2), Teacher(largest_batch=2)
+    lost.rewrite = lambda outputs: raise_or([BackendUnreachable("reset", under_way=True)], outputs)
+    async with running_lane(lost) as lane:
+        lost.hold()
+        tasks = [ask(lane, number, stream=str(number)) for number in range(1, 7)]
+        await until(lambda: lost.running)
+        lost.let_go()
+        await until(lambda: lane.state == "waiting")
+        assert lane.backends == ()
+        assert lane.waiting_crops == 6
+        lane.join(other)
+        assert lane.state == "ready"
+        for number, task in zip(range(1, 7), tasks, strict=True):
+            assert right(await task, number)
+        assert lost.seen == [[1, 2]]
+        # Whose connection broke may be why it broke: those two have nobody beside them now.
+        assert other.seen == [[1], [2], [3, 4], [5, 6]]
+
+
+@on_loop
+async def test_outages_are_held_against_nobody():
+    def unreachable() -> Teacher:
+        teacher = Teacher()
+        teacher.raises[7] = lambda: BackendUnreachable("reset", under_way=True)
+        return teacher
+
+    async with running_lane(unreachable()) as lane:
+        task = ask(lane, 7)
+        for _ in range(10):
+            await until(lambda: lane.state == "waiting")
+            lane.join(unreachable())
+        await until(lambda: lane.state == "waiting")
+        lane.join(Teacher())
+        assert right(await task, 7)
+
+
+@on_loop
+async def test_a_waiting_lane_keeps_its_queue_and_takes_more():
+    teacher = Teacher()
+    async with running_lane(teacher) as lane:
+        await lane.leave(teacher)
+        assert lane.state == "waiting"
+        tasks = [ask(lane, number) for number in range(3)]
+        tasks[1].cancel()
+        await settled()
+        assert lane.waiting_crops == 2
+        lane.join(Teacher())
+        assert right(await tasks[0], 0)
+        assert right(await tasks[2], 2)
+
+
+@on_loop
+async def test_who_failed_in_company_is_asked_again_alone_before_it_is_blamed():
+    class Merging(Teacher):
+        """Fails what runs beside a 66, as a server does that merges calls."""
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.alone = []
+
+        async def run(self, pixels, outputs):
+            if len(self.alone) < 2:
+                raise FailedInCompany("merged with another")
+            return await super().run(pixels, outputs)
+
+        async def run_alone(self, pixels, outputs):
+            self.alone.append(int(pixels[0, 0, 0, 0]))
+            return await super().run(pixels, outputs)
+
+    teacher = Merging(largest_batch=2, slots=2)
+    teacher.raises[66] = lambda: ValueError("bad crop")
+    async with running_lane(teacher) as lane:
+        innocent, culprit = ask(lane, 1, 2, stream="a"), ask(lane, 66, stream="b")
+        assert right(await innocent, 1, 2)
+        with pytest.raises(TeacherFailed, match="bad crop"):
+            await culprit
+        assert sorted(teacher.alone) == [1, 66]
+
+
+@on_loop
+async def test_a_backend_that_would_answer_otherwise_may_not_join():
+    small, late = Teacher(largest_batch=4), Teacher(largest_batch=8)
+    async with running_lane(Teacher(largest_batch=8)) as lane:
+        with pytest.raises(BadTeacher, match=r"at most 4 crops at once, the lane of 'scripted' forms .* of 8"):
+            lane.join(small)
+
+        class OnGpu(Teacher):
+            provider_class = "cuda"
+
+        with pytest.raises(BadTeacher, match="computes on cuda, the others of 'scripted' on scripted"):
+            lane.join(OnGpu(largest_batch=8))
+        assert len(lane.backends) == 1
+    with pytest.raises(NotReady):
+        lane.join(late)
+
+
+@on_loop
+async def test_closing_ends_slots_of_backends_that_are_leaving():
+    one = Teacher()
+    async with running_lane(one) as lane:
+        one.hold()
+        task = ask(lane, 1)
+        await until(lambda: one.running)
+        leaving = asyncio.ensure_future(lane.leave(one))
+        await settled()
+        await lane.close()
+        assert await outcome(task) is NotReady
+        await leaving
