@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "service": "labels/s through the running server with EfficientNet-Lite0, over a bare ONNX Runtime loop",
     "wire": "crops/s through a server that computes nothing, over bare ZeroMQ and gRPC loops",
+    "fairness": "shares of hungry projects beside their weights, and what one of them gets alone over all together",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
 
