@@ -14,6 +14,7 @@ RUN /opt/teacherfarm/bin/pip install --constraint constraints.txt --extra-index-
 COPY pyproject.toml README.md LICENSE ./
 COPY crops crops/
 COPY demo demo/
+COPY doctor doctor/
 COPY export export/
 COPY protos protos/
 COPY student student/

@@ -9,6 +9,7 @@ WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY crops crops/
 COPY demo demo/
+COPY doctor doctor/
 COPY export export/
 COPY protos protos/
 COPY student student/
@@ -18,8 +19,10 @@ COPY teacherfarm teacherfarm/
 RUN /opt/teacherfarm/bin/pip install --constraint constraints.txt '.[server]'
 
 FROM python:${PYTHON}
+# /etc/teacherfarm: projects and keys; a fresh volume starts as this folder is.
 RUN groupadd --gid 10001 teacherfarm \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin teacherfarm
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin teacherfarm \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /etc/teacherfarm
 COPY --from=build /opt/teacherfarm /opt/teacherfarm
 ENV PATH=/opt/teacherfarm/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes what docker-compose.yml mounts and git does not hold: Grafana's password and the folder of keys. Keeps what is there.
+# Makes the secret that docker-compose.yml mounts and git does not hold, Grafana's password. Keeps one that is there.
 #   bash deploy/prepare.sh
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# The folder keeps others on this machine out; the files in it are read by the containers' own users.
-mkdir -p secrets farm
+# The folder keeps others on this machine out; the file in it is read by the container's own user.
+mkdir -p secrets
 chmod 0700 secrets
 password=secrets/grafana_admin_password
 if [[ ! -s $password ]]; then
