@@ -10,6 +10,7 @@ BENCHMARKS = {
     "service": "labels/s through the running server with EfficientNet-Lite0, over a bare ONNX Runtime loop",
     "wire": "crops/s through a server that computes nothing, over bare ZeroMQ and gRPC loops",
     "fairness": "shares of hungry projects beside their weights, and what one of them gets alone over all together",
+    "failover": "labels lost, doubled or wrong, and the pause, when one of two Triton servers is killed under load",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
 
