@@ -94,7 +94,10 @@ class AnsweringTransport:
                 ("artifact", hello.expected_artifact_digest, self._artifact_digest),
             ):
                 if not actual.startswith(expected):
-                    raise DigestMismatch(f"{what} digest is {actual}, expected {expected}")
+                    raise DigestMismatch(
+                        f"{what} digest is {actual}, expected {expected}: another teacher than the one this run was "
+                        "started with is served under its name. Serve the pinned one, or start a new run"
+                    )
             self._spec = hello.spec.resolve(self._card)
             self._crop_format = replace(self._card.crop_format, codec=hello.codec)
         except TeacherFarmFault as fault:

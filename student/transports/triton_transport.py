@@ -69,12 +69,12 @@ class TritonTransport:
     """
 
     def __init__(
-        self, place: str, teacher: str, *, payload_bytes: int, answer_s: float, silence_s: float = SILENCE_S
+        self, place: str, teacher: str, *, payload_bytes: int, answer_s: float, silence_s: float | None = None
     ) -> None:
         self._place = place
         self._teacher = teacher
         self._answer_s = answer_s
-        self._silence_s = silence_s
+        self._silence_s = SILENCE_S if silence_s is None else silence_s
         self._server = TritonCalls(place, payload_bytes=payload_bytes)
         self._session: AnsweringTransport | None = None
         self._model: ServedModel | None = None
