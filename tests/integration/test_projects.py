@@ -6,7 +6,9 @@ import signal
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 
 from teacherfarm import cli
@@ -316,3 +318,36 @@ def test_weights_divide_a_teacher_between_hungry_projects(farm, wire):
         for student in students:
             student.join()
     assert counts["heavy"] / counts["light"] == pytest.approx(3, rel=0.1)
+
+
+def test_a_tenant_that_takes_all_streams_leaves_the_others_theirs(farm, wire):
+    server = farm("--max-sessions", "4", greedy={}, late={})
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(client(server, wire, "greedy"))
+        with pytest.raises(faults.QuotaExceeded, match="'greedy' has 2 of 2 streams open"):
+            TeacherClient(address(server, wire), api_key="key of greedy", timeouts=Timeouts(connect_s=0.5)).connect()
+        assert_labelled(stack.enter_context(client(server, wire, "late")))
+
+
+@pytest.mark.parametrize("victim", ["another project", "the same project"])
+def test_forged_keys_poison_their_own_project_alone(farm, wire, victim):
+    """An attacker claims that its crop is the victim's, which is being asked for at the same time."""
+    server = farm("--seconds-per-batch", "0.5", attacker={}, bystander={})
+    owner = "bystander" if victim == "another project" else "attacker"
+    crop, forged = make_crops(1, 1), make_crops(1, 2)
+    right, wrong = (right_classes(crops, 10)[0] for crops in (crop, forged))
+    assert right != wrong
+    name = b"one crop's name!"
+    with raw_student(address(server, wire)) as attacker, raw_student(address(server, wire)) as asking:
+        for student, project in ((attacker, "attacker"), (asking, owner)):
+            student.send(hello(api_key=f"key of {project}"))
+            assert isinstance(student.receive()[0], Welcome)
+        attacker.send(slice_header(1, 1, keys=name), forged.tobytes())
+        wait_for(lambda: server.metric("teacherfarm_admitted_crops") == 1)
+        asking.send(slice_header(1, 1, keys=name), crop.tobytes())
+        answer, payload = asking.receive()
+        assert isinstance(answer, SliceLabels)
+        got = int(np.frombuffer(payload, np.float16).argmax())
+    # Inside one project keys are trusted; without that, this test would show nothing.
+    assert got == (right if victim == "another project" else wrong)
