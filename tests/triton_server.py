@@ -32,7 +32,8 @@ CLASH = "already in use"
 class TritonServer:
     """``tritonserver`` on a model repository. Its log is kept in ``folder``; after the first start the ports stay.
 
-    ``host``: where it listens. ``arguments``: further flags. ``prefix`` goes before the command: ``ip netns exec NAME``
+    ``host``: where it listens; ``ports`` for gRPC, HTTP and metrics, where they are to be those of a server on another
+    host. ``arguments``: further flags. ``prefix`` goes before the command: ``ip netns exec NAME``
     (then wait for its readiness yourself, from where ``host`` can be reached).
     """
 
@@ -43,6 +44,7 @@ class TritonServer:
         *,
         arguments: Sequence[str] = (),
         host: str = "127.0.0.1",
+        ports: tuple[int, int, int] | None = None,
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         installation: TritonInstallation | None = None,
@@ -54,7 +56,7 @@ class TritonServer:
         self._host = host
         self._prefix = prefix
         self._environment = {"OMP_NUM_THREADS": "1", **(environment or {})}
-        self._ports: tuple[int, int, int] | None = None
+        self._ports = ports
         # Its shared memory by name: what a kill -9 leaves behind is removed without touching another server's.
         self._name = f"tf-{uuid.uuid4().hex[:12]}-"
         self._log = folder / f"triton-{self._name}.log"

@@ -40,6 +40,8 @@ CHANNEL_OPTIONS = (
 RAW_PIXELS_TAG = bytes([7 << 3 | 2])
 """Of ModelInferRequest.raw_input_contents, its last field: length-delimited, so the pixels may follow the rest."""
 
+NOT_CONNECTED = "cannot connect: "
+
 _TRITON_TYPES = {"uint8": "UINT8", "uint16": "UINT16", "float32": "FP32"}
 _NUMPY_TYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1", "UINT16": "<u2", "INT8": "i1"}
 
@@ -286,7 +288,7 @@ class TritonBackend:
         if _MODEL_DIED.search(words):
             loss = BackendUnreachable(f"{self.address}: {words}", under_way=True)
         elif error.code() in _LOST:
-            broke = bool(_BROKE.search(words)) and not words.startswith("failed to connect")
+            broke = bool(_BROKE.search(words)) and not words.startswith(NOT_CONNECTED)
             loss = BackendUnreachable(f"{self.address}: {words}", under_way=broke)
         else:
             return None
@@ -345,4 +347,7 @@ def provider_class(config: model_config_pb2.ModelConfig) -> str:
 def _words(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer within the deadline"
-    return error.details() or error.code().name
+    details = error.details() or error.code().name
+    if details.startswith("failed to connect"):
+        return NOT_CONNECTED + details.rpartition(": ")[2]
+    return details
