@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import zmq
 
 from teacherfarm.protos.curve_keys import read_pair
@@ -9,6 +11,13 @@ from teacherfarm.student.settings import CurveKeys
 
 BOX_BYTES = 33
 """What CURVE adds to a frame (RFC 26)."""
+GREETING_BYTES = 64
+MECHANISM = slice(12, 32)
+BEGINNING = b"\xff" + bytes(8) + b"\x7f\x03\x00"
+"""Signature and version, the first of a greeting (RFC 23). The other end then says all of its own; the rest of ours,
+with another mechanism than its, would make it hang up before it did.
+"""
+PROBE_S = 5.0
 
 
 def protect(socket: zmq.Socket[bytes], curve: CurveKeys) -> None:
@@ -25,8 +34,10 @@ def protect(socket: zmq.Socket[bytes], curve: CurveKeys) -> None:
     socket.curve_publickey, socket.curve_secretkey = public, secret
 
 
-def why_no_handshake(event: int, value: int, curve: CurveKeys | None) -> str | None:
-    """What a monitor's event says about keys and mechanisms; None where they are not to blame."""
+async def why_no_handshake(place: str, event: int, curve: CurveKeys | None) -> str | None:
+    """What keys and mechanisms have to do with a connection to HOST:PORT that ended with a monitor's ``event``; None
+    where they are not to blame.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         if curve is None or not curve.client_key:
             return (
@@ -37,8 +48,29 @@ def why_no_handshake(event: int, value: int, curve: CurveKeys | None) -> str | N
             f"the key of this student, client_key={curve.client_key}, is not on the farm's allow-list: its public file "
             "must be in the farm's --curve-clients (SIGHUP makes a running farm read that again)"
         )
-    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-        if curve is None:
+    if event not in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+        return None
+    # Of two that do not speak the same, whoever sees it first hangs up: the other has only a connection that ended.
+    match await _mechanism_at(place), curve:
+        case "CURVE", None:
             return "the farm speaks CURVE: add ?server_key=KEY, its public key (the farm's ready line shows it)"
-        return "the farm speaks in the clear, and server_key= allows CURVE alone: is it the right port?"
-    return None
+        case "NULL", CurveKeys():
+            return "the farm speaks in the clear, and server_key= allows CURVE alone: is it the right port?"
+        case _:
+            return None
+
+
+async def _mechanism_at(place: str) -> str:
+    """NULL, CURVE or another one that somebody at HOST:PORT begins with; empty where nobody speaks ZeroMQ."""
+    host, _, port = place.rpartition(":")
+    try:
+        async with asyncio.timeout(PROBE_S):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            try:
+                writer.write(BEGINNING)
+                greeting = await reader.readexactly(GREETING_BYTES)
+            finally:
+                writer.close()
+    except (OSError, EOFError):
+        return ""
+    return greeting[MECHANISM].rstrip(b"\0").decode("ascii", "replace")

@@ -17,7 +17,7 @@ from teacherfarm.protos.wire import (
     split,
 )
 from teacherfarm.student.settings import TlsFiles
-from teacherfarm.student.transports.tls import channel_credentials, why_no_handshake
+from teacherfarm.student.transports.tls import channel_credentials, speaks_tls, why_no_handshake
 
 # Set by teacherfarm/__init__.py, unless grpc was there before it or the environment asks for the handlers.
 _FORK_HANDLERS_OFF = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
@@ -73,7 +73,7 @@ class GrpcTransport:
         try:
             message: Any = await self._stream.read()
         except grpc.aio.AioRpcError as error:
-            if self._tls is not None and not self._heard and (why := await why_no_handshake(self._place, self._tls)):
+            if not self._heard and (why := await self._why_no_handshake(error.details() or "")):
                 raise HandshakeFailed(f"{self._url}: {why}") from error
             raise SessionLost(f"{self._url}: {error.code().name.lower()}: {error.details()}") from error
         except grpc.aio.UsageError as error:
@@ -95,6 +95,14 @@ class GrpcTransport:
             stream.cancel()
         if channel is not None:
             await channel.close()
+
+    async def _why_no_handshake(self, details: str) -> str | None:
+        if self._tls is not None:
+            return await why_no_handshake(self._place, self._tls)
+        # What a server that speaks TLS does to somebody who does not.
+        if "Socket closed" in details and await speaks_tls(self._place):
+            return "the farm speaks TLS: use grpcs://, with ?ca=FILE where its authority is no public one"
+        return None
 
     async def _write(self, stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         try:

@@ -34,20 +34,41 @@ async def why_no_handshake(place: str, files: TlsFiles) -> str | None:
     return await asyncio.get_running_loop().run_in_executor(None, _probe, place, files)
 
 
-def _probe(place: str, files: TlsFiles) -> str | None:
+async def speaks_tls(place: str) -> bool:
+    """Whether somebody at HOST:PORT speaks TLS, whoever it is."""
+    return await asyncio.get_running_loop().run_in_executor(None, _meets_tls, place)
+
+
+def _connect(place: str, context: ssl.SSLContext) -> ssl.SSLSocket:
     host, _, port = place.rpartition(":")
     host = host.strip("[]")
-    context = _context(files)
     context.set_alpn_protocols(["h2"])
+    connection = socket.create_connection((host, int(port)), timeout=PROBE_S)
     try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_S) as connection:
-            with context.wrap_socket(connection, server_hostname=host) as encrypted:
-                # A server refuses a student's certificate only after the student's end of the handshake is done.
-                if encrypted.recv(1):
-                    return None
-                return _refused(files)
+        return context.wrap_socket(connection, server_hostname=host)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _meets_tls(place: str) -> bool:
+    context = ssl.create_default_context()
+    # Nothing is said there: it does not matter who it is.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        _connect(place, context).close()
+    except OSError:
+        return False
+    return True
+
+
+def _probe(place: str, files: TlsFiles) -> str | None:
+    try:
+        with _connect(place, _context(files)) as encrypted:
+            # A server refuses a student's certificate only after the student's end of the handshake is done.
+            return None if encrypted.recv(1) else _refused(files)
     except ssl.SSLCertVerificationError as error:
-        return _distrusted(error, host, files)
+        return _distrusted(error, place.rpartition(":")[0].strip("[]"), files)
     except ssl.SSLError as error:
         if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER_FAILURE" in str(error):
             return "something there speaks in the clear, not TLS: is it grpc://, or another port?"

@@ -44,7 +44,8 @@ class ZmqTransport:
         self._monitor: zmq.Socket[bytes] | None = None
         self._received: deque[tuple[Buffer, Buffer]] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._lost: SessionLost | HandshakeFailed | None = None
+        self._lost: SessionLost | None = None
+        self._ended_by = 0
         self._turn_pending = False
 
     def __repr__(self) -> str:
@@ -84,6 +85,8 @@ class ZmqTransport:
             if not self._turn_pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
                 self._turn_soon()
         except zmq.ZMQError as error:
+            # A refused handshake leaves nobody to send to; the monitor knows more.
+            self._look_at_monitor()
             self._lose(f"sending failed: {error}")
 
     async def receive(self) -> tuple[Buffer, Buffer]:
@@ -93,6 +96,8 @@ class ZmqTransport:
                 self._turn()
                 if self._received:
                     break
+                if why := await why_no_handshake(self._place, self._ended_by, self._curve):
+                    raise HandshakeFailed(f"zmq://{self._place}: {why}") from self._lost
                 raise self._lost
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -145,8 +150,8 @@ class ZmqTransport:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if why := why_no_handshake(event["event"], event["value"], self._curve):
-                self._lost = self._lost or HandshakeFailed(f"zmq://{self._place}: {why}")
+            if self._lost is None:
+                self._ended_by = int(event["event"])
             # A farm does not answer who speaks to it with another farm's key.
             is_mute = self._curve is not None and event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             hint = ": is server_key= the key of this farm?" if is_mute else ""
