@@ -7,13 +7,15 @@ import pytest
 
 from teacherfarm.protos.faults import DamagedArtifact
 from teacherfarm.teacher_server.backends import onnx_backend
+from teacherfarm.teacher_server.backends.backend import BackendUnreachable, FailedInCompany
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend, size_ladder
 from teacherfarm.teacher_server.backends.scripted_backend import ScriptedBackend, marked_outputs
+from teacherfarm.teacher_server.backends.triton_backend import TritonBackend
 from teacherfarm.teacher_server.farm.golden import check_golden_answers
 from teacherfarm.teacher_server.farm.model_directory import read_model_directory
 from tests.on_loop import on_loop
 
-BACKENDS = ["onnx", "scripted", "scripted zeros"]
+BACKENDS = ["onnx", "triton", "scripted", "scripted zeros"]
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +33,10 @@ def make(tiny, request):
             case "onnx":
                 options["threads"] = options.pop("slots", 3) - 1
                 return OnnxBackend(card, tiny.model_file, **options)
+            case "triton":
+                # As many slots as its model configuration says.
+                options.pop("slots", None)
+                return TritonBackend(card, request.getfixturevalue("triton").grpc, **options)
             case "scripted":
                 return ScriptedBackend(card, script=lambda *asked: marked_outputs(card, *asked), **options)
             case _:
@@ -44,6 +50,11 @@ every_backend = pytest.mark.parametrize("make", BACKENDS, indirect=True)
 
 def crops_for(card, num: int) -> np.ndarray:
     return np.random.default_rng(num).integers(0, 256, (num, *card.crop_format.shape), dtype=np.uint8)
+
+
+def slots_due(backend) -> int:
+    """Of a backend that was asked for three: on Triton one more than the one instance of its model."""
+    return 2 if isinstance(backend, TritonBackend) else 3
 
 
 @every_backend
@@ -81,7 +92,7 @@ async def test_a_crops_answer_does_not_depend_on_its_neighbours(make, tiny):
 async def test_calls_side_by_side_each_get_their_own_answer(make, tiny):
     backend, label = make(slots=3), tiny.card.label_output
     await backend.start()
-    assert backend.slots == 3
+    assert backend.slots == slots_due(backend)
     batches = [crops_for(tiny.card, num) for num in (1, 4, 3, 8, 2, 7)]
     one_by_one = [(await backend.run(crops, (label,)))[label].copy() for crops in batches]
     at_once = await asyncio.gather(*(backend.run(crops, (label,)) for crops in batches))
@@ -127,6 +138,10 @@ async def test_what_breaks_a_call_raises_and_the_next_one_works(make, tiny):
         await backend.run(crops_for(tiny.card, 2), ("no such output",))
     assert not isinstance(caught.value, asyncio.CancelledError)
     assert len((await backend.run(crops_for(tiny.card, 2), (label,)))[label]) == 2
+    with pytest.raises(Exception, match=r".") as caught:
+        await backend.run_alone(crops_for(tiny.card, 2), ("no such output",))
+    assert not isinstance(caught.value, FailedInCompany | BackendUnreachable | asyncio.CancelledError)
+    assert len((await backend.run_alone(crops_for(tiny.card, 2), (label,)))[label]) == 2
     await backend.close()
 
 
@@ -148,7 +163,7 @@ async def test_closing_lets_running_calls_end_and_may_be_done_twice_or_unstarted
 async def test_limits_are_said_and_provider_class_has_a_name(make):
     backend = make(largest_batch=5, slots=3)
     await backend.start()
-    assert (backend.largest_batch, backend.slots) == (5, 3)
+    assert (backend.largest_batch, backend.slots) == (5, slots_due(backend))
     assert backend.provider_class
     assert backend.provider_class != "unknown"
     await backend.close()
