@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from teacherfarm.teacher_server.busy_seconds import BusySeconds
 from teacherfarm.teacher_server.endpoint_states import EndpointStates
 from teacherfarm.teacher_server.student_reports import StudentReports
 
@@ -18,7 +19,6 @@ class LaneMetrics:
         self._batches = metrics.batch_crops.labels(teacher)
         self._wait = metrics.wait_seconds.labels(teacher)
         self._run = metrics.run_seconds.labels(teacher)
-        self.run_s = 0.0
         self.crops = 0
 
     def teacher_batch(self, num_crops: int, wait_s: float, run_s: float) -> None:
@@ -26,8 +26,7 @@ class LaneMetrics:
         self._batches.observe(num_crops)
         self._wait.observe(wait_s)
         self._run.observe(run_s)
-        # Kept beside the histograms, whose sums cannot be read back: students are told their teacher's load.
-        self.run_s += run_s
+        # Kept beside the histogram, whose sum cannot be read back: students are told their teacher's load.
         self.crops += num_crops
 
 
@@ -87,7 +86,7 @@ class Metrics:
         )
         self.slots = Gauge(
             "teacherfarm_slots",
-            "Teacher batches that can run at once: seconds of teacherfarm_run_seconds over these are the load",
+            "Teacher batches that can run at once",
             ["teacher"],
             registry=self.registry,
         )
@@ -116,8 +115,10 @@ class Metrics:
             buckets=BATCHES,
             registry=self.registry,
         )
+        self.busy = BusySeconds()
         self.endpoints = EndpointStates()
         self.students = StudentReports()
+        self.registry.register(self.busy)
         self.registry.register(self.endpoints)
         self.registry.register(self.students)
 

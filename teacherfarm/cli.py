@@ -92,6 +92,12 @@ COMMANDS = (
         about="train a student on an image folder from soft labels",
     ),
     Command(
+        name="doctor",
+        module="teacherfarm.doctor.command",
+        extra="student",
+        about="what is wrong with an installation, a model directory, a farm or the link to it",
+    ),
+    Command(
         name="demo",
         module="teacherfarm.demo.command",
         extra="demo",

@@ -86,6 +86,7 @@ class Farm:
             if pool is not None:
                 metrics.endpoints.watch(name, partial(self._serving, name))
             metrics.waiting.labels(name).set_function(partial(_waiting_crops, lane))
+            metrics.busy.watch(name, partial(_busy_slot_s, lane))
             metrics.slots.labels(name).set_function(partial(_slots, lane))
             metrics.backends.labels(name).set_function(partial(_num_backends, lane))
 
@@ -207,6 +208,10 @@ def _is_ready(lane: Lane) -> float:
 
 def _waiting_crops(lane: Lane) -> float:
     return lane.waiting_crops
+
+
+def _busy_slot_s(lane: Lane) -> float:
+    return lane.busy_slot_s
 
 
 def _slots(lane: Lane) -> float:

@@ -21,7 +21,7 @@ from teacherfarm.protos.messages import FarmLoad
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.teacher_server.backends.backend import Backend, BackendUnreachable, FailedInCompany, GraphOutputs
 from teacherfarm.teacher_server.farm.batcher import Batcher, TeacherBatch, WaitUntil
-from teacherfarm.teacher_server.farm.lane_load import LoadMark, load_between
+from teacherfarm.teacher_server.farm.lane_load import BusyTime, LoadMark, load_between
 from teacherfarm.teacher_server.metrics import LaneMetrics
 from teacherfarm.teacher_server.projects.project import Project
 
@@ -103,6 +103,7 @@ class Lane:
         self._pullers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._suspects: dict[str, int] = {}
+        self._busy = BusyTime()
 
     def __repr__(self) -> str:
         return (
@@ -124,9 +125,15 @@ class Lane:
         """Teacher batches that can run at once."""
         return sum(len(member.pullers) for member in self._members)
 
+    @property
+    def busy_slot_s(self) -> float:
+        """Seconds that slots were busy so far, added up."""
+        return self._busy.seconds(self._clock())
+
     def load_mark(self) -> LoadMark:
         """What was counted so far, for :meth:`load_since`."""
-        return LoadMark(time_s=self._clock(), run_s=self._metrics.run_s, crops=self._metrics.crops)
+        now_s = self._clock()
+        return LoadMark(time_s=now_s, busy_s=self._busy.seconds(now_s), crops=self._metrics.crops)
 
     def load_since(self, mark: LoadMark) -> FarmLoad | None:
         """How busy this lane was since ``mark``; None right after it."""
@@ -262,10 +269,12 @@ class Lane:
                 if self._idle and batcher.waiting_crops:
                     self._wake_one()
                 member.busy += 1
+                self._busy.begin(now_s)
                 try:
                     await self._serve(member, found, now_s)
                 finally:
                     member.busy -= 1
+                    self._busy.end(clock())
                 continue
             waiter: asyncio.Future[None] = loop.create_future()
             self._idle.append(waiter)

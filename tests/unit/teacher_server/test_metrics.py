@@ -35,6 +35,8 @@ def test_no_label_names_a_student_or_a_crop():
     }
     metrics.students.note("s1", project="p", teacher="t", report=StudentReport(stall=0.5, wanted_per_s=10))
     metrics.endpoints.watch("t", lambda: {"triton:8001": True})
+    metrics.busy.watch("t", lambda: 3.5)
+    assert value(metrics, "teacherfarm_busy_slot_seconds_total", teacher="t") == 3.5
     labels |= {name for metric in metrics.registry.collect() for sample in metric.samples for name in sample.labels}
     # Endpoints are configured or resolved, reasons are classes of faults.
     assert labels - {"le"} == {"teacher", "project", "fault", "wire", "reason", "endpoint"}
@@ -44,7 +46,7 @@ def test_a_lane_remembers_what_its_load_is_made_of():
     lane = Metrics().lane("t")
     lane.teacher_batch(6, 0.25, 0.5)
     lane.teacher_batch(2, 0.05, 0.75)
-    assert (lane.run_s, lane.crops) == (1.25, 8)
+    assert lane.crops == 8
 
 
 def test_students_are_summed_up_by_project_and_teacher_and_go_with_their_sessions():
