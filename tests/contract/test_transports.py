@@ -25,6 +25,7 @@ from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import decode_header, encode_header
 from teacherfarm.student.client import AsyncTeacherClient
 from teacherfarm.student.settings import Timeouts, parse_addresses
+from teacherfarm.student.transports import triton_transport
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.loopback_transport import LoopbackFarm
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
@@ -176,6 +177,8 @@ def peer(request, tmp_path):
         repository = shutil.copytree(request.getfixturevalue("triton_repository"), tmp_path / "models")
         with (repository / "tiny" / "1" / "model.py").open("a") as model:
             model.write(POISONED)
+        # Found by the connection's end, at once, and not by a heartbeat.
+        request.getfixturevalue("monkeypatch").setattr(triton_transport, "HEARTBEAT_S", 1e6)
         return TritonPeer(repository, request.getfixturevalue("start_triton")(repository=repository))
     return LoopbackPeer() if request.param == "loopback" else ServerPeer(request.param, tmp_path)
 

@@ -152,7 +152,8 @@ def test_never_more_in_triton_than_its_batcher_can_use(own_repository, start_tri
         most = 0.0
         while not all(answer.done() for answer in answers):
             most = max(most, pending(server))
-        assert 1 <= most <= triton_transport.BATCHES_IN_FLIGHT
+        # One teacher batch runs, one waits, one travels; sixteen were asked for.
+        assert 1 <= most <= 3
 
 
 def test_a_model_whose_process_died_is_waited_for_until_triton_is_restarted(start_triton, tiny_crops):
