@@ -32,6 +32,5 @@ RUN groupadd --gid 10001 teacherfarm \
 COPY --from=build /opt/teacherfarm /opt/teacherfarm
 ENV PATH=/opt/teacherfarm/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
-VOLUME /models
 ENTRYPOINT ["teacherfarm", "export"]
 CMD ["--help"]

@@ -133,6 +133,8 @@ def read_compose_file(file: Path, *overrides: Path, environment: Mapping[str, st
         raise ValueError(f"{file}: cannot read {', '.join(sorted(unknown))}")
     services = {name: _service(name, told, folder) for name, told in content["services"].items()}
     networks = {name: bool((told or {}).get("internal")) for name, told in (content.get("networks") or {}).items()}
+    if any("default" in service.networks for service in services.values()):
+        networks["default"] = False
     secrets = {name: folder / told["file"] for name, told in (content.get("secrets") or {}).items()}
     profiles = frozenset(name for name in values.get("COMPOSE_PROFILES", "").split(",") if name)
     volumes = frozenset(content.get("volumes") or {})
@@ -203,7 +205,7 @@ def _service(name: str, told: Mapping[str, Any], folder: Path) -> Service:
     environment = told.get("environment") or {}
     if isinstance(environment, list):
         environment = dict(line.split("=", 1) for line in environment)
-    networks = told.get("networks") or []
+    networks = told.get("networks") or ([] if "network_mode" in told else ["default"])
     if isinstance(networks, list):
         networks = dict.fromkeys(networks)
     depends_on = told.get("depends_on") or []

@@ -8,7 +8,6 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from tests.real_parts import absent
 from tools.triton_environment import TritonAbsent, find_triton
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("ip", "nsenter", "setpriv", "redis-server", "prometheus", "curl", "wget")
+PROGRAMS = ("ip", "nsenter", "setpriv", "redis-server", "prometheus", "curl", "wget", "openssl")
 TEACHER = "tests.tiny_teacher:make --triton-backend python"
 PROJECTS = "/etc/teacherfarm/projects.toml"
 WIRES = {"grpc": 7000, "zmq": 7001}
@@ -73,8 +72,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def farm(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    """All services of profile cpu that can run here, one Triton; shared, so whoever changes it puts it back."""
+def real_parts() -> None:
+    """Leaves the test out, with the reason, where something is missing that it needs."""
     if os.geteuid() != 0:
         absent("containers of network and mount namespaces need root")
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
@@ -83,6 +82,11 @@ def farm(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         find_triton()
     except TritonAbsent as reason:
         absent(str(reason))
+
+
+@pytest.fixture(scope="session")
+def farm(checkout: Path, real_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    """All services of profile cpu that can run here, one Triton; shared, so whoever changes it puts it back."""
     environment = {
         "COMPOSE_PROFILES": "cpu",
         "FARM_TEACHER": TEACHER,
@@ -90,8 +94,7 @@ def farm(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         **{f"FARM_{name}_PORT": "0" for name in ("GRPC", "ZMQ", "HTTP", "PROMETHEUS", "GRAFANA")},
     }
     compose = read_compose_file(checkout / "docker-compose.yml", environment=environment)
-    with ExitStack() as stack:
-        engine = stack.enter_context(LocalEngine(compose, tmp_path_factory.mktemp("farm")))
+    with LocalEngine(compose, tmp_path_factory.mktemp("farm")) as engine:
         engine.create_networks()
         # As the page says: the first key before the first start.
         key = engine.run("admin", "keys", "create", "vision").strip()
