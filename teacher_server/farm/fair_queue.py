@@ -8,7 +8,6 @@ deficit round robin without a quantum to choose. A project that was idle starts 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -57,20 +56,25 @@ class _Tenant(Generic[S]):
         level.setdefault(slice_.stream, deque()).appendleft(slice_)
         level.move_to_end(slice_.stream, last=False)
 
-    def heads(self) -> Iterator[tuple[int, str, S]]:
-        """The slices that may be next, best first; abandoned ones are dropped on the way."""
-        for priority in sorted(self.levels, reverse=True):
-            level = self.levels[priority]
-            for stream in list(level):
-                waiting = level[stream]
+    def find(self, most_crops: int, outputs: tuple[str, ...] | None) -> tuple[int, str, S] | None:
+        """The slice that is next and fits, see :meth:`FairQueue.pop`; abandoned ones are dropped on the way."""
+        for priority in tuple(self.levels) if len(self.levels) == 1 else sorted(self.levels, reverse=True):
+            found, empty = None, []
+            for stream, waiting in self.levels[priority].items():
                 while waiting and waiting[0].abandoned:
                     waiting.popleft()
-                if waiting:
-                    yield priority, stream, waiting[0]
-                else:
-                    del level[stream]
-            if not level:
-                del self.levels[priority]
+                if not waiting:
+                    empty.append(stream)
+                    continue
+                head = waiting[0]
+                if outputs is None or (head.num_crops <= most_crops and head.outputs == outputs and not head.alone):
+                    found = (priority, stream, head)
+                    break
+            for stream in empty:
+                self._forget(priority, stream)
+            if found is not None:
+                return found
+        return None
 
     def take(self, priority: int, stream: str) -> None:
         level = self.levels[priority]
@@ -133,15 +137,15 @@ class FairQueue(Generic[S]):
         With ``outputs``: only one of at most ``most_crops`` crops that asks for just these outputs and need not be
         alone. A project whose next slices do not fit is passed over for now; its clock stands still meanwhile.
         """
-        for name in sorted(self._tenants, key=lambda name: self._tenants[name].clock):
-            tenant = self._tenants[name]
-            for priority, stream, head in tenant.heads():
-                fits = head.num_crops <= most_crops and head.outputs == outputs and not head.alone
-                if outputs is None or fits:
-                    tenant.take(priority, stream)
-                    self._now = max(self._now, tenant.clock)
-                    tenant.clock += head.num_crops / head.weight
-                    return head
+        tenants = self._tenants
+        for name in tuple(tenants) if len(tenants) == 1 else sorted(tenants, key=lambda name: tenants[name].clock):
+            tenant = tenants[name]
+            if found := tenant.find(most_crops, outputs):
+                priority, stream, head = found
+                tenant.take(priority, stream)
+                self._now = max(self._now, tenant.clock)
+                tenant.clock += head.num_crops / head.weight
+                return head
             if not tenant.levels and tenant.clock <= self._now:
                 # Not before its clock has passed: asking slice by slice must not win extra turns.
                 del self._tenants[name]
