@@ -108,7 +108,7 @@ class Doorkeeper:
     @asynccontextmanager
     async def pace(self, project: Project, quota: Quota, num_crops: int) -> AsyncIterator[None]:
         """Wait until the quota has room for a slice, and count it meanwhile. QuotaExceeded where that is long."""
-        verdict = quota.admit(num_crops, _clock())
+        verdict = quota.admit(num_crops, _clock(), num_sessions=len(self._open.get(project, ())))
         if isinstance(verdict, Refusal):
             self._refusals.labels(project.name, verdict.limit).inc()
             limit = getattr(project.allowance, verdict.limit)

@@ -18,7 +18,8 @@ WINDOW_S = 0.5
 """Sessions together may have so many seconds of the rate under way: under what is held, so that none is refused, and
 above the round trip, so that the rate is reached."""
 LONGEST_RETRY_S = 30.0
-IN_FLIGHT_RETRY_S = 0.1
+IN_FLIGHT_RETRY_S = 0.01
+"""For each session of the project: together they come back a hundred times a second, however many they are."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ class Quota:
         window = self.crops_per_second * WINDOW_S if self.crops_per_second else math.inf
         return min(window, self.most_in_flight) if self.most_in_flight else window
 
-    def admit(self, num_crops: int, now_s: float) -> float | Refusal:
+    def admit(self, num_crops: int, now_s: float, *, num_sessions: int = 1) -> float | Refusal:
         """Seconds to hold a slice before it runs, now counted until :meth:`release`; or a refusal, counted nowhere.
 
-        A slice larger than the limit gets in when nothing else is in flight: a limit delays, it stops nobody for good.
+        ``num_sessions``: the project's, who must not all come back all the time. A slice larger than the limit gets in
+        when nothing else is in flight: a limit delays, it stops nobody for good.
         """
         in_flight = self.in_flight_crops
         if self.most_in_flight and in_flight and in_flight + num_crops > self.most_in_flight:
-            return Refusal("crops_in_flight", IN_FLIGHT_RETRY_S)
+            return Refusal("crops_in_flight", IN_FLIGHT_RETRY_S * num_sessions)
         hold_s = 0.0
         if self.crops_per_second:
             start_s = max(self._free_from_s, now_s - BURST_S)

@@ -53,9 +53,8 @@ def test_no_limit_sends_anybody_away_for_minutes():
 def test_in_flight_counts_what_is_not_answered():
     quota = Quota(crops_per_second=0, crops_in_flight=8)
     assert quota.admit(4, 0.0) == quota.admit(4, 0.0) == 0.0
-    refusal = quota.admit(1, 0.0)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.limit, refusal.retry_after_s > 0) == ("crops_in_flight", True)
+    assert quota.admit(1, 0.0) == Refusal("crops_in_flight", 0.01)
+    assert quota.admit(1, 0.0, num_sessions=64) == Refusal("crops_in_flight", 0.64)
     quota.release(4)
     assert quota.admit(4, 0.0) == 0.0
 
