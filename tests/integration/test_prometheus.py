@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -14,6 +16,7 @@ from teacherfarm.student import TeacherClient
 from tests.farm_process import ROOT, FarmProcess, wait_for
 from tests.prometheus_server import PrometheusServer, find_program
 from tests.scripted_farm import make_crops
+from tests.triton_server import TritonServer
 from tools.dashboard import DASHBOARD
 
 BATCH = 16
@@ -67,7 +70,7 @@ def watched(tmp_path_factory, tiny_models):
         ]
         for student in students:
             student.start()
-        with PrometheusServer(folder, {"gateway": [farm.http.partition("://")[2]]}) as prometheus:
+        with PrometheusServer(folder, {"gateway": [urlsplit(farm.http).netloc]}) as prometheus:
             yield prometheus, farm
         for student in students:
             student.end()
@@ -136,16 +139,43 @@ def test_figures_are_those_of_the_farm(watched):
     wait_for(lambda: prometheus.value('teacherfarm_joined_total{project="heavy"}') > 0, DATA_S)
     assert prometheus.value('teacherfarm_joined_total{project="light"}') == 0
     assert prometheus.value('teacherfarm_refusals_total{reason="key"}') == 1
+    assert 0 < prometheus.value("teacherfarm:busy:ratio") <= 1
     assert prometheus.value("teacherfarm_slots") == farm.metric("teacherfarm_slots") > 0
     shares = prometheus.query(as_grafana_asks(dict(expressions())["Share per project: {{project}}"]))
     assert {labels["project"] for labels, _ in shares} == {"heavy", "light"}
     assert sum(share for _, share in shares) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_farm_with_triton_servers(triton_repository, tmp_path):
+    """What is shown of endpoints, and what is seen of one that dies."""
+    find_program("prometheus")
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(TritonServer(triton_repository, tmp_path)) for _ in range(2))
+        farm = stack.enter_context(FarmProcess(tmp_path, triton_repository, "--triton", f"{one.grpc},{other.grpc}"))
+        student = Student(farm.zmq, "", "tiny")
+        student.start()
+        stack.callback(student.end)
+        targets = [urlsplit(server.metrics).netloc for server in (one, other)]
+        prometheus = stack.enter_context(
+            PrometheusServer(tmp_path, {"gateway": [urlsplit(farm.http).netloc], "triton": targets})
+        )
+        chosen = [(title, query) for title, query in expressions() if any(name in query for name in OF_ENDPOINTS)]
+        assert len(chosen) > 3
+        check_panels(prometheus, chosen)
+        wait_for(lambda: prometheus.value("sum(teacherfarm_endpoint_up)") == 2, DATA_S)
+        other.kill()
+        gone = f'teacherfarm_endpoint_up{{endpoint="{other.grpc}"}}'
+        wait_for(lambda: prometheus.value(gone) == 0, DATA_S)
+        wait_for(lambda: prometheus.value("teacherfarm_backends") == 1, DATA_S)
+        for alert in ("EndpointDown", "TritonUnreachable"):
+            wait_for(lambda alert=alert: prometheus.query(f'ALERTS{{alertname="{alert}"}}'), DATA_S)
+        assert prometheus.query('ALERTS{alertname="TeacherWithoutBackend"}') == []
+
+
 def test_a_farm_that_dies_is_noticed(tmp_path, tiny_models):
     find_program("prometheus")
     with FarmProcess(tmp_path, tiny_models) as farm:
-        with PrometheusServer(tmp_path, {"gateway": [farm.http.partition("://")[2]]}) as prometheus:
+        with PrometheusServer(tmp_path, {"gateway": [urlsplit(farm.http).netloc]}) as prometheus:
             wait_for(lambda: prometheus.value('up{job="gateway"}') == 1)
             farm.kill()
             wait_for(lambda: prometheus.value('up{job="gateway"}') == 0)
