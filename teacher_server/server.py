@@ -100,6 +100,7 @@ class Server:
                 teachers=self.gateway.teachers,
                 readiness=self._missing,
                 addresses=self.addresses,
+                endpoints=self.farm.endpoints,
             )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The server's HTTP page for people and monitors: /metrics, /healthz, /readyz and a list of teachers at /."""
+"""The server's HTTP page for people and monitors: /metrics, /healthz, /readyz, and teachers and endpoints at /."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from teacherfarm.protos.messages import TeacherSummary
+from teacherfarm.teacher_server.backends.backend import EndpointState
 from teacherfarm.teacher_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -23,12 +24,13 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfar
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2430}}
 table{{border-collapse:collapse;width:100%}}
 td,th{{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #d9dee5}}
-code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready{{color:#12733a}}
-.loading,.waiting{{color:#8a5b00}}.failed{{color:#b3261e}}</style>
+code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready,.serving{{color:#12733a}}
+.loading,.waiting,.connecting{{color:#8a5b00}}.failed,.unreachable,.refused{{color:#b3261e}}</style>
 <h1>teacherfarm</h1><p>{state}</p>
-<table><tr><th>Teacher</th><th>State</th><th>Digest</th></tr>{rows}</table>
+<table><tr><th>Teacher</th><th>State</th><th>Digest</th></tr>{rows}</table>{endpoints}
 <p>{addresses}</p><p><a href="/metrics">/metrics</a> &middot; <a href="/healthz">/healthz</a> &middot;
-<a href="/readyz">/readyz</a> &middot; <a href="/teachers">/teachers</a></p></html>
+<a href="/readyz">/readyz</a> &middot; <a href="/teachers">/teachers</a> &middot;
+<a href="/endpoints">/endpoints</a></p></html>
 """
 
 
@@ -55,12 +57,14 @@ class StatusFrontend:
         teachers: Callable[[], list[TeacherSummary]],
         readiness: Callable[[], str | None],
         addresses: Callable[[], list[str]],
+        endpoints: Callable[[], Sequence[EndpointState]] = tuple,
     ) -> None:
         self.address = address
         self._metrics = metrics
         self._teachers = teachers
         self._readiness = readiness
         self._addresses = addresses
+        self._endpoints = endpoints
         self._server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
@@ -113,10 +117,16 @@ class StatusFrontend:
                     "application/json",
                     json.dumps([asdict(t) for t in self._teachers()], indent=2).encode(),
                 )
+            case "/endpoints":
+                return (
+                    200,
+                    "application/json",
+                    json.dumps([asdict(e) for e in self._endpoints()], indent=2).encode(),
+                )
             case "/":
                 return 200, "text/html; charset=utf-8", self._page(missing).encode()
             case _:
-                return 404, "text/plain", b"not here: try /, /metrics, /healthz, /readyz or /teachers\n"
+                return 404, "text/plain", b"not here: try /, /metrics, /healthz, /readyz, /teachers or /endpoints\n"
 
     def _page(self, missing: str | None) -> str:
         rows = "".join(
@@ -125,4 +135,12 @@ class StatusFrontend:
             for t in self._teachers()
         )
         addresses = " &middot; ".join(f"<code>{html.escape(address)}</code>" for address in self._addresses())
-        return PAGE.format(state=html.escape(missing or "Ready."), rows=rows, addresses=addresses)
+        endpoints = "".join(
+            f"<tr><td>{html.escape(e.address)}</td><td>{html.escape(e.teacher)}</td>"
+            f"<td class={e.state}>{e.state}</td><td>{html.escape(e.why)}</td></tr>"
+            for e in sorted(self._endpoints(), key=lambda e: (e.teacher, e.address))
+        )
+        if endpoints:
+            heads = "<tr><th>Triton endpoint</th><th>Teacher</th><th>State</th><th>Why</th></tr>"
+            endpoints = f"<table>{heads}{endpoints}</table>"
+        return PAGE.format(state=html.escape(missing or "Ready."), rows=rows, addresses=addresses, endpoints=endpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -209,6 +210,9 @@ def test_another_teacher_of_the_same_name_is_kept_out_by_its_digest(
         expected = teacher.card.teacher_digest
     assert states(farm) == {right.grpc: 1, wrong.grpc: 0}
     assert farm.get("/readyz")[0] == 200, "the teacher is served"
+    found = {e["address"]: (e["teacher"], e["state"]) for e in json.loads(farm.get("/endpoints")[1])}
+    assert found == {right.grpc: ("tiny", "serving"), wrong.grpc: ("tiny", "refused")}
+    assert "teacher_digest" in farm.get("/")[1]
     [line] = [line for line in farm.log().splitlines() if wrong.grpc in line and "serves another" in line]
     assert "refused for tiny: serves another 'tiny': teacher_digest " in line
     assert f"expected {expected}" in line
