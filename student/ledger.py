@@ -25,10 +25,16 @@ class PendingSlice:
 
 
 class Ledger:
-    """The books of one client. ``sent_crops``: in flight on the present session."""
+    """The books of one client. ``sent_crops``: in flight on the present session.
+
+    ``put_off_crops``: refused for a moment. They keep their place in the window, or younger ones would be sent in their
+    stead only to be refused, too.
+    """
 
     def __init__(self) -> None:
         self.sent_crops = 0
+        self.put_off_crops = 0
+        self._put_off: set[tuple[int, int]] = set()
         self._batches: dict[int, PendingBatch] = {}
         self._unsent: deque[PendingSlice] = deque()
         self._sent: dict[tuple[int, int], PendingSlice] = {}
@@ -80,7 +86,8 @@ class Ledger:
                 continue
             num_crops = min(waiting.num_crops, slice_crops)
             allowed = min(window_crops, max(most_crops, len(waiting.batch.pixels)))
-            if self.sent_crops and self.sent_crops + num_crops > allowed:
+            in_window = self.sent_crops + self.put_off_crops
+            if in_window and in_window + num_crops > allowed:
                 return None
             self._unsent.popleft()
             if num_crops < waiting.num_crops:
@@ -99,9 +106,17 @@ class Ledger:
             self.sent_crops -= slice_.num_crops
         return slice_
 
+    def put_off(self, slice_: PendingSlice) -> None:
+        """A slice was refused for now, and :meth:`send_again` will be called with it."""
+        self._put_off.add((slice_.batch.id, slice_.first))
+        self.put_off_crops += slice_.num_crops
+
     def send_again(self, slice_: PendingSlice) -> None:
-        """A slice that was refused for now goes before all younger ones: whoever asked waits for the oldest."""
+        """A slice that was refused goes before all younger ones: whoever asked waits for the oldest."""
         name = (slice_.batch.id, slice_.first)
+        if name in self._put_off:
+            self._put_off.remove(name)
+            self.put_off_crops -= slice_.num_crops
         younger = (n for n, other in enumerate(self._unsent) if (other.batch.id, other.first) > name)
         self._unsent.insert(next(younger, len(self._unsent)), slice_)
 
@@ -128,5 +143,6 @@ class Ledger:
         self._batches.clear()
         self._unsent.clear()
         self._sent.clear()
-        self.sent_crops = 0
+        self._put_off.clear()
+        self.sent_crops = self.put_off_crops = 0
         return batches

@@ -174,5 +174,6 @@ class Session:
             self._going_away = True
             self._ledger.send_again(slice_)
         else:
+            self._ledger.put_off(slice_)
             delay_s = max(fault.retry_after_s, SHORTEST_DELAY_S)
             asyncio.get_running_loop().call_later(delay_s, self._send_again, slice_)

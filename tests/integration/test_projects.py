@@ -166,6 +166,27 @@ def test_a_rate_is_kept_to_and_reached_without_a_storm_of_refusals(farm, wire):
     assert server.metric("teacherfarm_refusals_total", project="paced") == 0
 
 
+def test_many_sessions_of_one_rate_reach_it_and_are_seldom_refused(farm, wire):
+    """More sessions than the rate has slices for: one slice each is longer than what the server holds."""
+    server = farm(paced={"crops_per_second": 160})
+    with ExitStack() as stack:
+        students = [stack.enter_context(client(server, wire, "paced")) for _ in range(8)]
+        answers = [student.submit(make_crops(32, seed)) for seed in range(8) for student in students]
+
+        def counted():
+            figures = [server.metric(f"teacherfarm_{name}_total", project="paced") for name in ("labels", "refusals")]
+            return time.monotonic(), *figures
+
+        wait_for(lambda: counted()[1] > 200)
+        before_s, labels, refusals = counted()
+        wait_for(lambda: counted()[1] > labels + 500)
+        after_s, more_labels, more_refusals = counted()
+        assert (more_labels - labels) / (after_s - before_s) == pytest.approx(160, rel=0.15)
+        assert (more_refusals - refusals) / (after_s - before_s) < 2 * len(students)
+        for answer in answers:
+            answer.cancel()
+
+
 def test_crops_in_flight_bound_a_hungry_student_that_is_served_all_the_same(farm, wire):
     server = farm("--seconds-per-crop", "0.001", few={"crops_in_flight": 24})
     with client(server, wire, "few", window=1024) as teacher:

@@ -58,6 +58,7 @@ def test_no_row_is_lost_or_in_two_places(steps, slice_crops):
             assert ledger.answered(slice_.batch.id, slice_.first) == slice_
             assert ledger.answered(slice_.batch.id, slice_.first) is None
             if step == "put off":
+                ledger.put_off(slice_)
                 put_off.append(slice_)
             else:
                 rows = {(slice_.batch.id, slice_.first + row) for row in range(slice_.num_crops)}
@@ -75,6 +76,7 @@ def test_no_row_is_lost_or_in_two_places(steps, slice_crops):
             while put_off:
                 ledger.send_again(put_off.pop())
         assert ledger.sent_crops == sum(s.num_crops for s in sent)
+        assert ledger.put_off_crops == sum(s.num_crops for s in put_off)
         assert ledger.awaits_answers == bool(sent)
     # In the end everything that is wanted comes out.
     while put_off:
@@ -101,6 +103,23 @@ def test_slices_that_were_refused_go_out_in_the_order_asked():
         ledger.send_again(slice_)
     again = [ledger.next_to_send(window_crops=100, slice_crops=2) for _ in range(6)]
     assert [(slice_.batch.id, slice_.first) for slice_ in again] == [(0, 2), (1, 0), (1, 2), (2, 2), (3, 0), (3, 2)]
+
+
+def test_nothing_younger_is_sent_in_place_of_what_was_refused():
+    ledger = Ledger()
+    for number in range(3):
+        batch = batch_of(number, 4)
+        ledger.open(batch)
+        ledger.queue(batch)
+    first, second = (ledger.next_to_send(window_crops=8, slice_crops=4) for _ in range(2))
+    ledger.answered(first.batch.id, first.first)
+    ledger.put_off(first)
+    assert ledger.next_to_send(window_crops=8, slice_crops=4) is None
+    assert ledger.next_to_send(window_crops=12, slice_crops=4).batch.id == 2
+    ledger.answered(second.batch.id, second.first)
+    ledger.send_again(first)
+    assert ledger.next_to_send(window_crops=8, slice_crops=4) == first
+    assert ledger.put_off_crops == 0
 
 
 def test_batches_that_nobody_wants_leave_the_books():
