@@ -57,7 +57,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceLabels:
-    """The answer to one slice; the payload is ``num_crops`` label records.
+    """The answer to one slice, or to several that follow each other in a batch; payload: ``num_crops`` label records.
 
     ``keys_wanted``: another session could ask the same crops at the same time, so keys are worth their making.
     """

@@ -61,29 +61,30 @@ Buffer = bytes | bytearray | memoryview
 
 def encode_header(value: Value) -> bytes:
     """The header of a message."""
+    # The two that travel with every slice are filled field by field, which takes a third of the constructors' time.
     match value:
         case Slice():
-            return pb.Header(
-                slice=pb.Slice(
-                    batch_id=value.batch_id,
-                    first_row=value.first_row,
-                    num_crops=value.num_crops,
-                    taken_crops=value.taken_crops,
-                    keys=value.keys,
-                    crop_bytes=value.crop_bytes,
-                    priority=value.priority,
-                )
-            ).SerializeToString()
+            header = pb.Header()
+            slice_ = header.slice
+            slice_.batch_id = value.batch_id
+            slice_.first_row = value.first_row
+            slice_.num_crops = value.num_crops
+            slice_.taken_crops = value.taken_crops
+            slice_.priority = value.priority
+            if value.keys:
+                slice_.keys = value.keys
+            if value.crop_bytes:
+                slice_.crop_bytes.extend(value.crop_bytes)
+            return header.SerializeToString()
         case SliceLabels():
-            return pb.Header(
-                slice_labels=pb.SliceLabels(
-                    batch_id=value.batch_id,
-                    first_row=value.first_row,
-                    num_crops=value.num_crops,
-                    window_crops=value.window_crops,
-                    keys_wanted=value.keys_wanted,
-                )
-            ).SerializeToString()
+            header = pb.Header()
+            labels = header.slice_labels
+            labels.batch_id = value.batch_id
+            labels.first_row = value.first_row
+            labels.num_crops = value.num_crops
+            labels.window_crops = value.window_crops
+            labels.keys_wanted = value.keys_wanted
+            return header.SerializeToString()
         case SliceFault():
             return pb.Header(
                 fault=pb.Fault(

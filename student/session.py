@@ -136,11 +136,17 @@ class Session:
         self._stats.bytes_received += len(payload)
         self._set_window(labels.window_crops)
         self._keys_wanted = labels.keys_wanted
-        slice_ = self._ledger.answered(labels.batch_id, labels.first_row)
-        if slice_ is None:
+        batch, num_crops = None, 0
+        # An answer covers one slice, or several that follow each other.
+        while num_crops < labels.num_crops:
+            slice_ = self._ledger.answered(labels.batch_id, labels.first_row + num_crops)
+            if slice_ is None:
+                break
+            batch = slice_.batch
+            num_crops += slice_.num_crops
+        if batch is None:
             self._stats.late_answers += 1
             return
-        batch, num_crops = slice_.batch, slice_.num_crops
         self._taken_crops += num_crops
         if labels.num_crops != num_crops or len(payload) != num_crops * self._record_dtype.itemsize:
             raise MalformedMessage(

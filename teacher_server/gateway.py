@@ -92,7 +92,7 @@ class Gateway:
         self._credit = credit
         self._metrics = metrics
         self._door = Doorkeeper(projects or Projects(), farm, metrics)
-        self._payload_bytes = payload_bytes
+        self.payload_bytes = payload_bytes
         self._in_flight = InFlight()
         self._scopes: dict[ScopeName, Scope] = {}
         self._numbers = itertools.count(1)
@@ -155,7 +155,7 @@ class Gateway:
         _check_format(crop_format, card.crop_format)
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
-        crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self._payload_bytes)
+        crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self.payload_bytes)
         # What could never be in flight at once must not be sent at once.
         crops = min(crops, project.allowance.crops_in_flight or crops)
         self._door.check_streams(project)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from teacherfarm.teacher_server.busy_seconds import BusySeconds
+from teacherfarm.teacher_server.counting import TallyCounter, TallyHistogram
 from teacherfarm.teacher_server.endpoint_states import EndpointStates
 from teacherfarm.teacher_server.student_reports import StudentReports
 
@@ -51,10 +52,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.labels = Counter(
+        self.labels = TallyCounter(
             "teacherfarm_labels_total", "Crops answered", ["teacher", "project"], registry=self.registry
         )
-        self.joined = Counter(
+        self.joined = TallyCounter(
             "teacherfarm_joined_total",
             "Crops answered from a computation that was under way already",
             ["teacher", "project"],
@@ -90,25 +91,25 @@ class Metrics:
             ["teacher"],
             registry=self.registry,
         )
-        self.received = Counter(
+        self.received = TallyCounter(
             "teacherfarm_received_bytes_total", "Payload bytes received", ["wire"], registry=self.registry
         )
-        self.sent = Counter("teacherfarm_sent_bytes_total", "Payload bytes sent", ["wire"], registry=self.registry)
-        self.wait_seconds = Histogram(
+        self.sent = TallyCounter("teacherfarm_sent_bytes_total", "Payload bytes sent", ["wire"], registry=self.registry)
+        self.wait_seconds = TallyHistogram(
             "teacherfarm_wait_seconds",
             "How long a teacher batch's first slice waited",
             ["teacher"],
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.run_seconds = Histogram(
+        self.run_seconds = TallyHistogram(
             "teacherfarm_run_seconds",
             "How long a teacher batch ran",
             ["teacher"],
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.batch_crops = Histogram(
+        self.batch_crops = TallyHistogram(
             "teacherfarm_batch_crops",
             "Crops in a teacher batch",
             ["teacher"],

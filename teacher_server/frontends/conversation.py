@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
 from teacherfarm.protos.crop import CropBatch, CropFormat
@@ -46,6 +47,8 @@ from teacherfarm.teacher_server.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MOST_INQUIRIES = 64
+MOMENT_S = 0.001
+"""Answers that come faster than this leave together: a message costs both ends as much as its labels do."""
 
 Send = Callable[[bytes, Buffer], None]
 """Delivers a header and a payload in order, without waiting; what cannot be delivered is dropped with the session."""
@@ -61,6 +64,8 @@ class Conversation:
         self._send = send
         self._session: Session | None = None
         self._slices: set[asyncio.Task[None]] = set()
+        self._answered_s = 0.0
+        self._answered: list[tuple[Slice, NDArray[np.void]]] = []
         self._received = metrics.received.labels(wire)
         self._sent = metrics.sent.labels(wire)
         self._num_inquiries = 0
@@ -174,9 +179,7 @@ class Conversation:
         if self._gateway.draining:
             self._answer_fault(session, slice_, GoingAway("this server is draining"))
             return
-        task = asyncio.get_running_loop().create_task(self._label(session, slice_, payload))
-        self._slices.add(task)
-        task.add_done_callback(self._slices.discard)
+        self._slices.add(asyncio.get_running_loop().create_task(self._label(session, slice_, payload)))
 
     async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
         try:
@@ -189,16 +192,51 @@ class Conversation:
             internal = ServerFault(f"an internal error of the server, logged there under session {session.id}")
             self._answer_fault(session, slice_, internal)
         else:
-            answer = SliceLabels(
-                batch_id=slice_.batch_id,
-                first_row=slice_.first_row,
-                num_crops=slice_.num_crops,
+            self._answer(slice_, records)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._slices.discard(task)
+
+    def _answer(self, slice_: Slice, records: NDArray[np.void]) -> None:
+        """Send it at once, or with what else is answered within a moment of the last message."""
+        if not self._answered:
+            loop = asyncio.get_running_loop()
+            loop.call_at(self._answered_s + MOMENT_S, self._send_answered)
+        self._answered.append((slice_, records))
+
+    def _send_answered(self) -> None:
+        """Slices that follow each other in a batch are answered in one message: for both ends as dear as one slice."""
+        answered, self._answered = self._answered, []
+        self._answered_s = asyncio.get_running_loop().time()
+        session = self._session
+        if session is None:
+            return
+        most_crops = max(1, self._gateway.payload_bytes // session.record_dtype.itemsize)
+        place = 0
+        while place < len(answered):
+            first, records = answered[place]
+            parts, num_crops = [records], first.num_crops
+            place += 1
+            while place < len(answered):
+                slice_, records = answered[place]
+                follows = slice_.batch_id == first.batch_id and slice_.first_row == first.first_row + num_crops
+                if not follows or num_crops + slice_.num_crops > most_crops:
+                    break
+                parts.append(records)
+                num_crops += slice_.num_crops
+                place += 1
+            labels = SliceLabels(
+                batch_id=first.batch_id,
+                first_row=first.first_row,
+                num_crops=num_crops,
                 window_crops=session.credit.window_crops,
                 keys_wanted=session.keys_wanted,
             )
-            data = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
-            self._sent.inc(len(data))
-            self._send(encode_header(answer), data)
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            payload = memoryview(joined.view(np.uint8))  # type: ignore[arg-type]
+            self._sent.inc(len(payload))
+            self._send(encode_header(labels), payload)
 
     def _answer_fault(self, session: Session, slice_: Slice, fault: TeacherFarmFault) -> None:
         self._metrics.faults.labels(type(fault).__name__).inc()

@@ -306,6 +306,35 @@ async def test_labels_of_another_size_than_due_are_a_fault_and_no_labels(num_cro
 
 
 @on_loop
+async def test_one_answer_may_cover_several_slices_of_a_batch():
+    farm = PuppetFarm()
+    client = client_of(farm)
+    answered = await client.submit(crops(*range(7)))
+    await until(lambda: len(farm.session.slices) == 2)
+    (first, pixels), (second, more) = farm.session.slices
+    assert (first.num_crops, second.first_row, second.num_crops) == (4, 4, 3)
+    spec = farm.session.hello.spec.resolve(farm.card)
+    records = spec.pack(answer(np.concatenate([pixels, more]), spec.graph_outputs(farm.card)), farm.card)
+    farm.session.say(SliceLabels(batch_id=1, first_row=0, num_crops=7, window_crops=0), records.tobytes())
+    labels = await answered
+    assert np.array_equal(labels.log_probabilities, records_of(*range(7)))
+    assert client.stats.crops_answered == 7
+    await client.close()
+
+
+@on_loop
+async def test_an_answer_that_ends_in_the_middle_of_a_slice_ends_the_client():
+    farm = PuppetFarm()
+    client = client_of(farm)
+    answered = await client.submit(crops(*range(7)))
+    await until(lambda: len(farm.session.slices) == 2)
+    farm.session.say(SliceLabels(batch_id=1, first_row=0, num_crops=6, window_crops=0), bytes(120))
+    with pytest.raises(MalformedMessage, match="7 labels of 20 bytes were due, got 6"):
+        await answered
+    await client.close()
+
+
+@on_loop
 async def test_a_message_that_no_server_sends_ends_the_client_by_name():
     farm = PuppetFarm()
     client = client_of(farm)

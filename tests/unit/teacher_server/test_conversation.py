@@ -119,6 +119,33 @@ async def test_several_slices_are_answered_each_once_by_number(tmp_path):
             assert np.array_equal(np.frombuffer(payload, "<f2").reshape(2, NUM_CLASSES), records_of(row, row + 1))
 
 
+@on_loop
+async def test_neighbours_in_a_batch_that_are_answered_together_leave_in_one_message(tmp_path):
+    async with ScriptedFarm(tmp_path) as farm:
+        student = Student(farm)
+        student.say(HELLO)
+        for batch_id, first_row, firsts in ((1, 0, (5, 6)), (1, 2, (7,)), (2, 0, (8,)), (1, 4, (9,))):
+            student.ask(*firsts, batch_id=batch_id, first_row=first_row)
+        await until(lambda: len(student.heard) == 4)
+        await settled()
+        answers = {(v.batch_id, v.first_row, v.num_crops): payload for v, payload in student.heard[1:]}
+        # Row 3 of batch 1 is missing between the first and the last.
+        assert answers.keys() == {(1, 0, 3), (2, 0, 1), (1, 4, 1)}
+        assert np.array_equal(np.frombuffer(answers[1, 0, 3], "<f2").reshape(3, NUM_CLASSES), records_of(5, 6, 7))
+
+
+@on_loop
+async def test_together_they_stay_within_a_payload(tmp_path):
+    async with ScriptedFarm(tmp_path) as farm:
+        farm.gateway.payload_bytes = 3 * NUM_CLASSES * 2
+        student = Student(farm)
+        student.say(HELLO)
+        for row in range(0, 8, 2):
+            student.ask(row, row + 1, first_row=row)
+        await until(lambda: len(student.heard) == 5)
+        assert [v.num_crops for v, _ in student.heard[1:]] == [2, 2, 2, 2]
+
+
 BEFORE_HELLO = [Slice(batch_id=1, first_row=0, num_crops=1), Ping()]
 NOT_A_STUDENTS = [
     Welcome(session_id="s", window_crops=1, slice_crops=1, artifact_digest=""),

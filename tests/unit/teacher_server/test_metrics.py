@@ -18,6 +18,15 @@ def test_a_teacher_batch_is_seen_in_all_three_histograms():
         assert abs(value(metrics, f"teacherfarm_{name}_sum", teacher="t") - total) < 1e-9
 
 
+def test_buckets_count_everything_up_to_their_bound():
+    metrics = Metrics()
+    for num_crops in (1, 2, 3, 4, 5, 1000):
+        metrics.lane("t").teacher_batch(num_crops, 0.0, 0.0)
+    bucket = "teacherfarm_batch_crops_bucket"
+    counts = {le: value(metrics, bucket, teacher="t", le=le) for le in ("1.0", "2.0", "4.0", "8.0", "128.0", "+Inf")}
+    assert counts == {"1.0": 1, "2.0": 2, "4.0": 4, "8.0": 5, "128.0": 5, "+Inf": 6}
+
+
 def test_two_servers_in_one_process_count_apart():
     one, other = Metrics(), Metrics()
     one.labels.labels("t", "p").inc(5)
