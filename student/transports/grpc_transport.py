@@ -87,9 +87,12 @@ class GrpcTransport:
         writer, self._writer = self._writer, None
         stream, self._stream = self._stream, None
         channel, self._channel = self._channel, None
-        if writer is not None:
+        if writer is not None and stream is not None:
             self._outgoing.put_nowait(None)
-            await asyncio.wait({writer}, timeout=self._close_s)
+            # grpc tells of what ends after the loop to another loop, which has an error then: so let the server end it.
+            ended = asyncio.ensure_future(_end(writer, stream))
+            await asyncio.wait({ended}, timeout=self._close_s)
+            ended.cancel()
             writer.cancel()
         if stream is not None:
             stream.cancel()
@@ -112,6 +115,11 @@ class GrpcTransport:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The reader sees the same end of the stream and reports it.
             return
+
+
+async def _end(writer: asyncio.Task[None], stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    await asyncio.wait({writer})
+    await stream.code()
 
 
 def require_fork_safety() -> None:

@@ -284,7 +284,7 @@ async def test_a_stranger_too_many_is_told_to_come_back_and_the_others_go_on(wir
 async def test_a_silent_student_is_closed_and_a_talking_one_is_not(wire, monkeypatch):
     monkeypatch.setattr(wire.module, "SWEEP_INTERVAL_S", 0.01)
     async with (
-        wire.serving(idle_session_s=5.0) as frontend,
+        wire.serving(idle_session_s=1000.0) as frontend,
         wire.connected(frontend) as silent,
         wire.connected(frontend) as talking,
     ):
@@ -294,7 +294,7 @@ async def test_a_silent_student_is_closed_and_a_talking_one_is_not(wire, monkeyp
         quiet, lively = sorted(wire.echoes, key=lambda echo: echo.heard)
         for echo in (quiet, lively):
             echo.greeted, echo.last_heard_s = True, time.monotonic()
-        quiet.last_heard_s -= 10.0
+        quiet.last_heard_s -= 2000.0
         await until(lambda: quiet.closed)
         if wire.name == "grpc":
             with pytest.raises(SessionLost, match="the server ended the stream"):
