@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "service": "labels/s through the running server with EfficientNet-Lite0, over a bare ONNX Runtime loop",
     "wire": "crops/s through a server that computes nothing, over bare ZeroMQ and gRPC loops",
+    "triton": "labels/s through the gateway from a Triton server, over straight tritonclient to the same Triton",
     "fairness": "shares of hungry projects beside their weights, and what one of them gets alone over all together",
     "failover": "labels lost, doubled or wrong, and the pause, when one of two Triton servers is killed under load",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
@@ -25,15 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", choices=list(BENCHMARKS), help="which one (see above)")
     parser.add_argument("--seconds", type=float, help="about how long to measure")
-    parser.add_argument("--models", help="service: where the exported teacher is or is put (default: a cache folder)")
+    parser.add_argument("--models", help="service, triton: where the exported teacher is or is put (default: a cache folder)")
     options = parser.parse_args(arguments)
     if options.name is None:
         parser.print_help()
         return 2
     if options.seconds is not None and options.seconds <= 0:
         parser.error(f"--seconds must be positive, got {options.seconds:g}")
-    if options.models is not None and options.name != "service":
-        parser.error(f"--models belongs to service: {options.name} loads no model")
+    if options.models is not None and options.name not in ("service", "triton"):
+        parser.error(f"--models belongs to service and triton, not to {options.name}")
     benchmark = importlib.import_module(f"bench.{options.name}")
     chosen = {"models": options.models} if options.models is not None else {}
     benchmark.run(options.seconds or benchmark.DEFAULT_SECONDS, **chosen)
