@@ -102,7 +102,9 @@ class FarmProcess:
                 raise AssertionError(f"the server ended with {self.wait()} before it was ready:\n{self.log()}")
             if line.startswith("ready after"):
                 found = line.partition(": ")[2].split()
-                self.addresses = {address.partition("://")[0]: address for address in found}
+                # Also by TLS, grpcs://, it is the same wire.
+                wires = [address.partition("://")[0].replace("grpcs", "grpc") for address in found]
+                self.addresses = dict(zip(wires, found, strict=True))
                 return
 
     def log(self) -> str:
@@ -174,7 +176,9 @@ class FarmProcess:
         return total
 
     def _place(self, wire: str) -> str:
-        return self.addresses[wire].partition("://")[2] if wire in self.addresses else f"{self._host}:0"
+        if wire not in self.addresses:
+            return f"{self._host}:0"
+        return self.addresses[wire].partition("://")[2].partition("?")[0]
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -116,6 +116,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         """Read the certificate again, for handshakes from now on. Raises ValueError and keeps the former one."""
         if self._tls is not None:
             self._tls.reload()
+            log.info("read the certificate of %s again: %r", self.url, self._tls)
 
     def go_away(self) -> None:
         """Tell every student that the server drains."""
@@ -186,7 +187,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
     async def _sweep(self) -> None:
         """End the sessions of students that say nothing: they ping while they live."""
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(min(SWEEP_INTERVAL_S, self._idle_session_s / 4))
             now_s = time.monotonic()
             for conversation, outgoing in list(self._outgoing.items()):
                 if conversation.greeted and now_s - conversation.last_heard_s > self._idle_session_s:

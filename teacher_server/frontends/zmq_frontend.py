@@ -125,6 +125,7 @@ class ZmqFrontend:
         if self._curve is None:
             return
         self._curve.reload()
+        log.info("read the allow-list of %s again: %r", self.url, self._curve)
         for peer, conversation in list(self._peers.items()):
             if not self._curve.allows(self._curve_keys[conversation]):
                 log.warning("%r ends: its CURVE key was taken off the allow-list", conversation)
@@ -239,7 +240,7 @@ class ZmqFrontend:
     async def _sweep(self) -> None:
         """Forget peers that left without a word: ROUTER does not tell."""
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(min(SWEEP_INTERVAL_S, self._idle_session_s / 4))
             now_s = time.monotonic()
             for peer, conversation in list(self._peers.items()):
                 allowed_s = self._idle_session_s if conversation.greeted else HELLO_WITHIN_S
