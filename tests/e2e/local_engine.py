@@ -257,7 +257,9 @@ class LocalEngine:
         while (prefix := f"10.{random.randrange(128, 255)}.{random.randrange(256)}") in taken:
             pass
         network = Network(bridge=f"{self._id}n{number}", prefix=prefix, internal=internal)
-        run("ip", "link", "add", network.bridge, "type", "bridge")
+        # An address of its own: else it takes over a container's, and changes it as containers come and go.
+        mac = ":".join(f"{byte:02x}" for byte in (2, *random.randbytes(5)))
+        run("ip", "link", "add", network.bridge, "address", mac, "type", "bridge")
         run("ip", "addr", "add", f"{network.own_address}/24", "dev", network.bridge)
         run("ip", "link", "set", network.bridge, "up")
         server = NameServer(network.own_address, self._look_up)
