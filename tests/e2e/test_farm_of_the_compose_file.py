@@ -200,6 +200,15 @@ def test_a_gateway_told_to_stop_drains_within_its_grace_period_and_students_wait
         farm.engine.wait_healthy("gateway")
 
 
+def test_a_killed_gateway_is_started_again_and_students_go_on(farm):
+    gateway = farm.engine.container("gateway")
+    with students(farm):
+        starts = gateway.starts
+        gateway.kill()
+        wait_for(lambda: gateway.starts > starts)
+        farm.engine.wait_healthy("gateway")
+
+
 def test_keys_are_made_beside_the_running_gateway_and_taken_up_on_sighup(farm):
     key = farm.engine.run("admin", "keys", "create", "other").strip()
     with pytest.raises(Unauthenticated):
