@@ -174,6 +174,11 @@ class TritonServer:
             left.unlink(missing_ok=True)
 
     @property
+    def ports(self) -> tuple[int, int, int]:
+        """For gRPC, HTTP and metrics."""
+        return self._chosen_ports
+
+    @property
     def _chosen_ports(self) -> tuple[int, int, int]:
         assert self._ports is not None, "not started"
         return self._ports

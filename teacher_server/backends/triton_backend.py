@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 SERVICE = "/inference.GRPCInferenceService/"
-PROBE_EVERY_S = 1.0
+PROBE_EVERY_S = 2.0
 PROBE_WITHIN_S = 5.0
 DEADLINE_S = 20.0
 CHANNEL_OPTIONS = (
@@ -162,34 +162,35 @@ class TritonBackend:
         self._infer = self._channel.unary_unary(
             f"{SERVICE}ModelInfer", response_deserializer=service_pb2.ModelInferResponse.FromString
         )
-        await self.check()
-
-    async def check(self) -> None:
-        """Ask whether the teacher is ready there and still the card's; raises as :meth:`start` does."""
-        try:
-            asked = service_pb2.ModelReadyRequest(name=self._card.name, version=self._version)
-            ready = await self._ask("ModelReady", asked, service_pb2.ModelReadyResponse)
-            if not ready.ready:
-                raise BackendUnreachable(f"has no ready model {self._card.name!r} in version {self._version}")
-            asked = service_pb2.ModelConfigRequest(name=self._card.name, version=self._version)
-            config = (await self._ask("ModelConfig", asked, service_pb2.ModelConfigResponse)).config
-        except grpc.aio.AioRpcError as error:
-            raise BackendUnreachable(_words(error)) from error
-        check_config(config, self._card, self._wanted_batch)
-        self._config = config
+        asked = service_pb2.ModelReadyRequest(name=self._card.name, version=self._version)
+        ready = await self._ask("ModelReady", asked, service_pb2.ModelReadyResponse)
+        if not ready.ready:
+            raise BackendUnreachable(f"has no ready model {self._card.name!r} in version {self._version}")
+        await self._check()
 
     async def until_lost(self) -> str:
         """Look after it until it cannot be asked any more; returns why. Calls under way then end as unreachable."""
         assert self._lost is not None, "start() was not awaited"
-        while True:
-            done, _ = await asyncio.wait([self._lost], timeout=PROBE_EVERY_S)
-            if done:
-                return self._lost.result()
-            try:
-                await self.check()
-            except (BackendUnreachable, BadTeacher) as why:
-                self._lose(str(why))
-                await self._close_channel()
+        assert self._channel is not None
+        # gRPC would connect again by itself, to whatever is there by then.
+        ended = asyncio.ensure_future(self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+        either: set[asyncio.Future[Any]] = {self._lost, ended}
+        try:
+            while True:
+                await asyncio.wait(either, timeout=PROBE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    # Calls under way fail by themselves, and say how: they are suspects.
+                    self._lose("the connection ended")
+                if self._lost.done():
+                    return self._lost.result()
+                try:
+                    await self._check()
+                except (BackendUnreachable, BadTeacher) as why:
+                    self._lose(str(why))
+                    await self._close_channel()
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
 
     async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
         traffic = self._traffic
@@ -264,6 +265,13 @@ class TritonBackend:
         length.append(size)
         return b"".join((request.SerializeToString(), RAW_PIXELS_TAG, length))
 
+    async def _check(self) -> None:
+        """Ask whether the teacher is still the card's; raises as :meth:`start` does."""
+        asked = service_pb2.ModelConfigRequest(name=self._card.name, version=self._version)
+        config = (await self._ask("ModelConfig", asked, service_pb2.ModelConfigResponse)).config
+        check_config(config, self._card, self._wanted_batch)
+        self._config = config
+
     async def _ask(self, method: str, request: Message, response: Any) -> Any:
         assert self._channel is not None
         call = self._channel.unary_unary(
@@ -271,7 +279,10 @@ class TritonBackend:
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        return await call(request, timeout=PROBE_WITHIN_S)
+        try:
+            return await call(request, timeout=PROBE_WITHIN_S)
+        except grpc.aio.AioRpcError as error:
+            raise BackendUnreachable(_words(error, PROBE_WITHIN_S)) from error
 
     async def _answers_at_all(self) -> bool:
         """Whether a plain crop still gets an answer: if not, no slice is to blame for its failure here."""
@@ -284,7 +295,7 @@ class TritonBackend:
 
     def _loss(self, error: grpc.aio.AioRpcError) -> BackendUnreachable | None:
         """What a failed call means for this backend; None where the endpoint is all right and only this call failed."""
-        words = _words(error)
+        words = _words(error, self._deadline_s)
         if _MODEL_DIED.search(words):
             loss = BackendUnreachable(f"{self.address}: {words}", under_way=True)
         elif error.code() in _LOST:
@@ -344,9 +355,9 @@ def provider_class(config: model_config_pb2.ModelConfig) -> str:
     return "cuda" if any(group.kind == on_gpu for group in config.instance_group) else "cpu"
 
 
-def _words(error: grpc.aio.AioRpcError) -> str:
+def _words(error: grpc.aio.AioRpcError, within_s: float) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "no answer within the deadline"
+        return f"no answer within {within_s:g} s"
     details = error.details() or error.code().name
     if details.startswith("failed to connect"):
         return NOT_CONNECTED + details.rpartition(": ")[2]

@@ -78,6 +78,7 @@ class TritonPool:
             for task in watches:
                 task.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
+            self._states.clear()
 
     async def _ask_name(self, name: DnsName) -> None:
         try:
@@ -106,7 +107,11 @@ class TritonPool:
                 )
         for address in self._watches.keys() - wanted:
             log.info("Triton endpoint %s is gone from its name", address)
+            for roster in rosters:
+                del self._states[address, roster.card.name]
+                self._untried.discard((address, roster.card.name))
             for task in self._watches.pop(address):
+                # It lets what is under way end; should the endpoint come back meanwhile, another task has it.
                 task.cancel()
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
@@ -116,24 +121,20 @@ class TritonPool:
     async def _watch(self, address: str, roster: Roster, traffic: Traffic) -> None:
         card, failures = roster.card, 0
         key = (address, card.name)
-        try:
-            while True:
-                backend = TritonBackend(
-                    card, address, traffic=traffic, largest_batch=self._largest_batch, deadline_s=self._deadline_s
-                )
-                try:
-                    if await self._bring(backend, roster):
-                        failures = 0
-                        self._tell(address, card, "unreachable", await backend.until_lost())
-                finally:
-                    await roster.dismiss(backend)
-                    await backend.close()
-                self._check_tried(key)
-                failures += 1
-                await asyncio.sleep(back_off_s(failures))
-        finally:
-            del self._states[key]
+        while True:
+            backend = TritonBackend(
+                card, address, traffic=traffic, largest_batch=self._largest_batch, deadline_s=self._deadline_s
+            )
+            try:
+                if await self._bring(backend, roster):
+                    failures = 0
+                    self._tell(address, card, "unreachable", await backend.until_lost())
+            finally:
+                await roster.dismiss(backend)
+                await backend.close()
             self._check_tried(key)
+            failures += 1
+            await asyncio.sleep(back_off_s(failures))
 
     async def _bring(self, backend: TritonBackend, roster: Roster) -> bool:
         """Whether it serves now."""

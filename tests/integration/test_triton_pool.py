@@ -15,6 +15,7 @@ import pytest
 from teacherfarm.protos.faults import PoisonBatch, TeacherFailed
 from teacherfarm.student import TeacherClient
 from tests.farm_process import FarmProcess, wait_for
+from tests.triton_server import TritonServer
 
 KILLS, RAISES = 254, 255
 """First byte of a crop at which the misbehaving repository's model kills its server, or raises."""
@@ -191,7 +192,7 @@ def test_a_stopped_endpoint_is_found_by_the_deadline(start_triton, start_gateway
         one.pause()
         wait_for(lambda: states(farm) == {one.grpc: 0, other.grpc: 1})
         student.wait_for_more()
-        assert "no answer within the deadline" in farm.log()
+        assert f"Triton endpoint {one.grpc} is unreachable for tiny: no answer within 1 s" in farm.log()
         one.resume()
         wait_for(lambda: states(farm) == {one.grpc: 1, other.grpc: 1})
         student.wait_for_more()
@@ -216,6 +217,25 @@ def test_another_teacher_of_the_same_name_is_kept_out_by_its_digest(
     [line] = [line for line in farm.log().splitlines() if wrong.grpc in line and "serves another" in line]
     assert "refused for tiny: serves another 'tiny': teacher_digest " in line
     assert f"expected {expected}" in line
+
+
+def test_another_teacher_in_the_place_of_a_checked_one_never_labels(
+    start_triton, start_gateway, tmp_path, tiny_crops, right_records
+):
+    from teacherfarm.export import export_teacher
+
+    export_teacher("tests.tiny_teacher:make_other", tmp_path / "others", triton_backend="python", name="tiny")
+    right = start_triton()
+    farm = start_gateway(right.grpc)
+    with TeacherClient(farm.zmq, "tiny") as teacher:
+        assert teacher.label(tiny_crops).records.tobytes() == right_records.tobytes()
+        right.kill()
+        with TritonServer(tmp_path / "others", tmp_path, ports=right.ports):
+            late = teacher.submit(tiny_crops)
+            wait_for(lambda: "is refused, serves another 'tiny'" in farm.get("/readyz")[1])
+            assert not late.done()
+        right.start()
+        assert late.result(60).records.tobytes() == right_records.tobytes()
 
 
 def test_a_model_that_answers_otherwise_in_spite_of_its_digests_is_kept_out(
