@@ -32,6 +32,7 @@ BANDWIDTH_S = 1.0
 ANSWER_S = 20.0
 SETTLE_SHARE = 0.25
 BATCH_CROPS = 32
+FEWEST_CROPS = 8
 POOL_BYTES = 48 << 20
 JPEG_CROPS = 8
 
@@ -42,19 +43,30 @@ async def measure(place: Address, teacher: str, api_key: str, *, seconds: float)
     rtt_s = up_bytes_per_s = None
     if place.scheme != "triton":
         rtt_s, up_bytes_per_s = await _ping(place, teacher, api_key, timeouts)
-    labels_per_s, load, card = await _label(place, teacher, api_key, timeouts, seconds)
+    client = AsyncTeacherClient(full(place), teacher, api_key=api_key, timeouts=timeouts, on_starved="raise")
+    async with client:
+        card = client.card
+        window_crops = crops_in_flight(card.crop_format.crop_bytes, up_bytes_per_s, rtt_s)
+        labels_per_s, load = await _label(client, card, window_crops, seconds)
     jpeg_bytes, jpeg_s = _jpeg(card)
     return Figures(
         rtt_s=rtt_s,
         up_bytes_per_s=up_bytes_per_s,
         labels_per_s=labels_per_s,
-        window_crops=WINDOW_CROPS,
+        window_crops=window_crops,
         crop_bytes=card.crop_format.crop_bytes,
         jpeg_bytes=jpeg_bytes,
         jpeg_s=jpeg_s,
         cores=len(os.sched_getaffinity(0)),
         load=load,
     )
+
+
+def crops_in_flight(crop_bytes: int, up_bytes_per_s: float | None, rtt_s: float | None) -> int:
+    """As many as a student has by default; on a slow link what it moves in a second, or in some round trips."""
+    if up_bytes_per_s is None or rtt_s is None:
+        return WINDOW_CROPS
+    return int(max(FEWEST_CROPS, min(WINDOW_CROPS, up_bytes_per_s / crop_bytes * max(1.0, 4 * rtt_s))))
 
 
 async def _ping(place: Address, teacher: str, api_key: str, timeouts: Timeouts) -> tuple[float, float]:
@@ -107,33 +119,32 @@ async def _pong(transport: Transport) -> None:
 
 
 async def _label(
-    place: Address, teacher: str, api_key: str, timeouts: Timeouts, seconds: float
-) -> tuple[float, FarmLoad | None, TeacherCard]:
-    """Labels/s of a student that does nothing else, the teacher's load meanwhile, and its card."""
-    client = AsyncTeacherClient(full(place), teacher, api_key=api_key, timeouts=timeouts, on_starved="raise")
-    async with client:
-        card = client.card
-        crops = noise(card.crop_format)
-        batch = min(BATCH_CROPS, len(crops))
-        # Whole batches that the window has room for, so that asking never waits.
-        batches = itertools.cycle([crops[first : first + batch] for first in range(0, len(crops) - batch + 1, batch)])
-        waiting = {await client.submit(next(batches)) for _ in range(max(2, WINDOW_CROPS // batch))}
-        began_s = time.perf_counter()
-        settled_s, end_s = began_s + SETTLE_SHARE * seconds, began_s + seconds
-        num_labels, counted_from_s = 0, began_s
-        load_before = client.stats.load
+    client: AsyncTeacherClient, card: TeacherCard, window_crops: int, seconds: float
+) -> tuple[float, FarmLoad | None]:
+    """Labels/s of a student that does nothing else with so many crops in flight, and the teacher's load meanwhile."""
+    crops = noise(card.crop_format)
+    batch = max(1, min(BATCH_CROPS, len(crops), window_crops // 4))
+    batches = itertools.cycle([crops[first : first + batch] for first in range(0, len(crops) - batch + 1, batch)])
+    waiting = {await client.submit(next(batches)) for _ in range(window_crops // batch)}
+    began_s = counted_from_s = time.perf_counter()
+    settled_s, end_s = began_s + SETTLE_SHARE * seconds, began_s + seconds
+    num_labels, load_before = 0, client.stats.load
+    try:
         while (now_s := time.perf_counter()) < end_s or not num_labels:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for answer in done:
                 num_labels += len(answer.result())
+                waiting.remove(answer)
                 waiting.add(await client.submit(next(batches)))
             if now_s < settled_s:
                 num_labels, counted_from_s, load_before = 0, time.perf_counter(), client.stats.load
         rate = num_labels / (time.perf_counter() - counted_from_s)
-        load = client.stats.load.since(load_before)
+        return rate, client.stats.load.since(load_before)
+    finally:
         for answer in waiting:
-            answer.cancel()
-    return rate, load, card
+            # One that has a fault already wants somebody to look at it.
+            if not answer.cancel():
+                answer.exception()
 
 
 def noise(crop_format: CropFormat) -> NDArray[np.generic]:

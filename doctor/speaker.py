@@ -12,7 +12,7 @@ CONNECT_S = 3.0
 GREETING_S = 0.4
 ANSWER_S = 2.0
 ZMTP_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
-ZMTP_GREETING = ZMTP_SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+ZMTP_VERSION = b"\x03"
 MECHANISM = slice(12, 32)
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_FRAME = 4
@@ -25,7 +25,8 @@ def who_speaks(host: str, port: int) -> Speaker:
         # A ZeroMQ server greets first; everybody else waits for the client.
         first = _receive(connection, len(ZMTP_SIGNATURE), GREETING_S)
         if first[:1] == ZMTP_SIGNATURE[:1]:
-            connection.sendall(ZMTP_GREETING)
+            # No further: at another mechanism than its own it would hang up without naming it.
+            connection.sendall(ZMTP_SIGNATURE + ZMTP_VERSION)
             greeting = first + _receive(connection, MECHANISM.stop - len(first), ANSWER_S)
             return "zmq with CURVE" if greeting[MECHANISM].rstrip(b"\0") == b"CURVE" else "zmq"
     with socket.create_connection((host, port), timeout=CONNECT_S) as connection:

@@ -54,11 +54,14 @@ def right_classes(crops: NDArray[np.uint8], num_classes: int) -> NDArray[np.int6
 
 
 class ByFirstByte(ScriptedBackend):
-    """Marks crops by the sum of their bytes; ``gate``: a file without which it never gets ready."""
+    """Marks crops by the sum of their bytes; ``gate``: a file without which it never gets ready. ``deaf``: whatever
+    the first byte asks for, it does not do.
+    """
 
-    def __init__(self, card: TeacherCard, *, gate: Path | None, **options: Any) -> None:
+    def __init__(self, card: TeacherCard, *, gate: Path | None, deaf: bool, **options: Any) -> None:
         super().__init__(card, script=lambda pixels, outputs: marked_outputs(card, pixels, outputs), **options)
         self._gate = gate
+        self._deaf = deaf
 
     async def start(self) -> None:
         while self._gate is not None and not self._gate.exists():
@@ -66,6 +69,8 @@ class ByFirstByte(ScriptedBackend):
         await super().start()
 
     async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        if self._deaf:
+            return await super().run(pixels, outputs)
         firsts = pixels[:, 0, 0, 0]
         if (firsts == HANGS).any():
             await asyncio.Event().wait()
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--largest-batch", type=int, default=32)
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--deaf", action="store_true", help="first bytes ask for nothing: any crops may come")
     options = parser.parse_args()
     settings = load_settings(options)
     set_up_logging(settings)
@@ -120,6 +126,7 @@ def main() -> None:
         make_backend=lambda _, card: ByFirstByte(
             card,
             gate=options.gate,
+            deaf=options.deaf,
             seconds_per_batch=options.seconds_per_batch,
             seconds_per_crop=options.seconds_per_crop,
             slots=options.slots,
