@@ -162,7 +162,14 @@ class Conversation:
             raise UnexpectedMessage("Hello twice on one session: open another connection for another session")
         session = self._session = self._gateway.open_session(hello)
         self._metrics.sessions.labels(self._wire).inc()
-        log.info("session %s: %s asks %s of %s", session.id, hello.student, session.spec, session.lane.card.name)
+        log.info(
+            "session %s: %s of project %s asks %s of %s",
+            session.id,
+            hello.student,
+            session.project.name,
+            session.spec,
+            session.lane.card.name,
+        )
         self._say(session.welcome, session.lane.card.to_json().encode())
 
     def _greeted(self, value: Value) -> Session:

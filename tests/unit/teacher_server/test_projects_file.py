@@ -1,8 +1,12 @@
 """The projects file: what it may hold, and that every mistake is named with its file and line."""
 
+import dataclasses
 import os
+import re
 import stat
 import threading
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +49,19 @@ def test_everything_that_a_project_may_have():
         keys=(A, B),
     )
     assert speech == ProjectEntry(name="my.speech", allowance=Allowance())
+
+
+def test_the_example_and_the_table_in_the_users_pages_are_right():
+    using = (Path(__file__).resolve().parents[3] / "docs" / "USING.md").read_text()
+    section = using.partition("\n## Projects\n")[2].partition("\n## ")[0]
+    example = re.search(r"```toml\n(.*?)```", section, flags=re.DOTALL)
+    assert example is not None
+    assert [entry.name for entry in parse_projects(example[1], "USING.md")] == ["vision", "course"]
+    defaults = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section, flags=re.MULTILINE))
+    assert {name: tomllib.loads(f"value = {text}")["value"] for name, text in defaults.items()} == {
+        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for field in dataclasses.fields(Allowance)
+    } | {"keys": []}
 
 
 def test_an_empty_file_has_no_projects():
