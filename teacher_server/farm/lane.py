@@ -178,7 +178,7 @@ class Lane:
         if backend.provider_class != self.provider_class:
             raise BadTeacher(
                 f"computes on {backend.provider_class}, the others of {self.card.name!r} on {self.provider_class}: "
-                "their answers differ in the last bits. Give it a farm of its own, or start this one again with it alone"
+                "their answers differ in the last bits. Give it a farm of its own, or this one it alone"
             )
         member = Member(backend)
         self._members.append(member)

@@ -1,6 +1,7 @@
 """A lane under teachers that fail, die, hang and lie: every slice gets its own answer or fault, and nothing stays."""
 
 import asyncio
+import random
 
 import numpy as np
 import pytest
@@ -502,3 +503,46 @@ async def test_closing_ends_slots_of_backends_that_are_leaving():
         await lane.close()
         assert await outcome(task) is NotReady
         await leaving
+
+
+@pytest.mark.parametrize("seed", range(20))
+@on_loop
+async def test_whatever_backends_come_go_and_are_lost_every_slice_gets_its_own_answer(seed, monkeypatch):
+    monkeypatch.setattr(lane_module, "PAUSE_AFTER_DEATH_S", 0.0)
+    chance = random.Random(seed)
+
+    class Flaky(Teacher):
+        """Fails in every way that is nobody's fault."""
+
+        async def run(self, pixels, outputs):
+            await settled(chance.randrange(3))
+            if (fate := chance.random()) < 0.1:
+                raise BackendUnreachable("gone", under_way=chance.random() < 0.5)
+            if fate < 0.2:
+                raise FailedInCompany("merged with another")
+            return await super().run(pixels, outputs)
+
+        async def run_alone(self, pixels, outputs):
+            await settled(chance.randrange(3))
+            if chance.random() < 0.1:
+                raise BackendUnreachable("gone", under_way=True)
+            return await super().run(pixels, outputs)
+
+    lane = Lane(CARD, metrics=Metrics().lane("t"))
+    lane.join(Flaky(largest_batch=8, slots=2))
+    tasks = {number: ask(lane, number, number, stream=str(number % 7)) for number in range(100)}
+    gone = [tasks.pop(number) for number in range(0, 100, 10)]
+    for step in range(2000):
+        if gone and step % 5 == 0:
+            gone.pop().cancel()
+        if all(task.done() for task in tasks.values()):
+            break
+        if len(lane.backends) < 3 and (not lane.backends or chance.random() < 0.3):
+            lane.join(Flaky(largest_batch=8, slots=chance.randrange(1, 4)))
+        elif len(lane.backends) > 1 and chance.random() < 0.2:
+            await lane.leave(chance.choice(lane.backends))
+        await settled(chance.randrange(4))
+    for number, task in tasks.items():
+        assert right(await task, number, number)
+    assert lane.waiting_crops == 0
+    await lane.close()
