@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
-from prometheus_client.utils import floatToGoString
 
 
 class Tally:
@@ -87,7 +86,7 @@ class TallyHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         family = HistogramMetricFamily(self._name, self._about, labels=self._labelnames)
-        bounds = [floatToGoString(bound) for bound in (*self._buckets, float("inf"))]
+        bounds = [*(str(float(bound)) for bound in self._buckets), "+Inf"]
         for values, distribution in list(self._series.items()):
             total, buckets = 0, []
             for bound, count in zip(bounds, list(distribution.counts), strict=True):
