@@ -9,6 +9,8 @@ from teacherfarm.protos.messages import FarmLoad
 
 SATURATED = 0.9
 """Teachers this busy have no time to spare: forming the next teacher batch takes the rest. As in rules.yml."""
+NEGLIGIBLE = 0.1
+"""What is missing beyond whole teachers is rounded down up to here: figures are no more exact than that."""
 LEAST_WORK_SHARE = 0.01
 """A student that did nothing but wait is taken to work this share of its time."""
 
@@ -28,7 +30,8 @@ def teachers_missing(*, wanted: float, got: float, load: FarmLoad) -> int | None
         return None
     capacity = load.labels_per_s / min(1.0, load.busy / SATURATED)
     spare = capacity - load.labels_per_s
-    return max(0, math.ceil((wanted - got - spare) / (capacity / load.backends)))
+    missing = (wanted - got - spare) / (capacity / load.backends)
+    return max(1, math.ceil(missing - NEGLIGIBLE)) if missing > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)

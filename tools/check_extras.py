@@ -53,9 +53,10 @@ EXTRAS = (
     Extra(name="server", packages=("protos", "crops", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
     Extra(
         name="student",
-        packages=("protos", "crops", "student"),
+        packages=("protos", "crops", "student", "doctor"),
         refused=SERVER_ONLY,
-        goes_without=frozenset({"grpc_tools", "timm"}),  # timm: for those who train one of its models
+        # timm: for those who train one of its models; onnxruntime: the doctor tries a model directory where it is.
+        goes_without=frozenset({"grpc_tools", "timm", "onnxruntime"}),
     ),
     Extra(
         name="export",

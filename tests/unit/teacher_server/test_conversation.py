@@ -35,6 +35,7 @@ from teacherfarm.protos.messages import (
     Slice,
     SliceFault,
     SliceLabels,
+    StudentReport,
     Teacher,
     TeacherList,
     Welcome,
@@ -93,7 +94,8 @@ async def test_hello_slice_goodbye(tmp_path):
         labels, payload = student.heard[1]
         assert labels == SliceLabels(batch_id=9, first_row=20, num_crops=3, window_crops=64)
         assert np.array_equal(np.frombuffer(payload, "<f2").reshape(3, NUM_CLASSES), records_of(3, 1, 4))
-        assert student.say(Ping(taken_crops=3)) == [Pong(window_crops=64)]
+        [pong] = student.say(Ping(taken_crops=3))
+        assert (type(pong), pong.window_crops) == (Pong, 64)
         assert not student.conversation.finished
         assert student.say(Goodbye()) == []
         assert student.conversation.finished
@@ -101,6 +103,35 @@ async def test_hello_slice_goodbye(tmp_path):
         assert "0 session" in repr(farm.credit)
         assert farm.metric("received_bytes_total", wire="test") == 3 * 48
         assert farm.metric("sent_bytes_total", wire="test") == 60
+
+
+@on_loop
+async def test_pings_tell_the_load_and_keep_how_a_student_fares(tmp_path):
+    async with ScriptedFarm(tmp_path) as farm:
+        student = Student(farm)
+        student.say(HELLO)
+        student.ask(3, 1, 4)
+        await until(lambda: len(student.heard) == 2)
+        loads = []
+        report = StudentReport(stall=0.25, wanted_per_s=40.0)
+
+        def told():
+            [pong] = student.say(Ping(report=report))
+            loads.append(pong.load)
+            return pong.load is not None
+
+        await until(told)
+        assert loads[-1].backends == 1
+        assert loads[-1].labels_per_s > 0
+        assert 0 <= loads[-1].busy <= 1
+        # Each ping hears of the time since the last one.
+        await until(told)
+        assert loads[-1].labels_per_s == 0
+        owner = {"project": "default", "teacher": CARD.name}
+        assert farm.metric("student_stall_ratio", **owner) == 0.25
+        assert farm.metric("student_wanted_crops_per_second", **owner) == 40
+        student.say(Goodbye())
+        assert not farm.metric("student_stall_ratio", **owner)
 
 
 @on_loop
