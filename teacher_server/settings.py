@@ -64,7 +64,7 @@ class ServerSettings:
     max_sessions: int = _setting(256, "most open sessions on each wire")
     max_strangers: int = _setting(128, "most connections on each wire that have not said Hello")
     idle_session_s: float = _setting(
-        60.0, "close a session whose student has been silent for so long (it pings every 5 s)"
+        60.0, "close a session whose student has been silent for so long (it pings every 2 s)"
     )
     payload_kib: int = _setting(
         1024, "most KiB of pixels or labels in one message (more only for a single larger crop)"

@@ -134,6 +134,22 @@ def test_what_is_to_be_seen_is_seen():
     } <= asked
 
 
+def test_the_page_about_it_names_every_alert_and_row_and_no_metric_that_there_is_not():
+    page = (ROOT / "docs" / "SEEING.md").read_text()
+    table = page.partition("| severity | alerts |")[2].partition("##")[0]
+    by_severity = dict(re.findall(r"^\| (\w+): [^|]+ \| ([^|]+) \|$", table, flags=re.MULTILINE))
+    for severity, named in by_severity.items():
+        alerts = {alert["alert"] for alert in ALERTS if alert["labels"]["severity"] == severity}
+        assert set(named.split(", ")) == alerts
+    assert len(by_severity) == 3
+    rows = [panel["title"] for panel in DASHBOARD_JSON["panels"] if panel["type"] == "row"]
+    shown = re.findall(r"^\| ([\w ]+) \|", page.partition("| row | what it answers |")[2], flags=re.MULTILINE)
+    assert [row for row in shown if row in rows] == rows
+    known = {sample for metric in Metrics().registry.collect() for sample in series(metric)}
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    assert names(page) <= known | recorded
+
+
 def test_grafana_is_provisioned_with_what_the_dashboard_asks():
     provisioning = ROOT / "deploy" / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
