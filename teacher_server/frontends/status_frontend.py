@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 VISIT_S = 10.0
 """How long a visitor may take to say what it wants."""
+MOST_VISITORS = 32
+"""At once."""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>teacherfarm</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2430}}
 table{{border-collapse:collapse;width:100%}}
@@ -35,7 +37,27 @@ code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready,.servin
 
 
 class _Pages(ThreadingHTTPServer):
+    """A thread for each visitor, up to a number: the page may be open to a whole network."""
+
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._room = threading.BoundedSemaphore(MOST_VISITORS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hang up on a visitor too many."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one visitor, in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A visitor that hangs up in the middle is no news; anything else is told in full."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+from contextlib import ExitStack
 
 from teacherfarm.student import TeacherClient
+from teacherfarm.teacher_server.frontends.status_frontend import MOST_VISITORS
 from tests.farm_process import wait_for
 from tests.integration.some_student import SomeStudent
 from tests.scripted_farm import make_crops
@@ -54,3 +57,25 @@ def test_a_student_killed_without_a_word_leaves_nothing_behind_on_grpc(start_scr
         wait_for(lambda: farm.metric("teacherfarm_sessions") == 0)
         wait_for(lambda: farm.metric("teacherfarm_admitted_crops") == 0)
         wait_for(lambda: farm.metric("teacherfarm_waiting_crops") == 0)
+
+
+def test_visitors_that_say_nothing_are_few_and_harm_no_student(start_scripted):
+    farm = start_scripted()
+    host, _, port = farm.http.removeprefix("http://").rpartition(":")
+    with ExitStack() as stack:
+        visitors = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(MOST_VISITORS)]
+        one_too_many = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        assert one_too_many.recv(1) == b""
+        crops = make_crops(8, seed=1)
+        with TeacherClient(farm.zmq) as teacher:
+            assert len(teacher.label(crops)) == 8
+        visitors[0].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert visitors[0].recv(1 << 16).startswith(b"HTTP/1.0 200")
+    wait_for(lambda: _is_alive(farm))
+
+
+def _is_alive(farm):
+    try:
+        return farm.get("/healthz")[0] == 200
+    except OSError:
+        return False
