@@ -29,6 +29,7 @@ def execute(self, requests):
         firsts = pb_utils.get_input_tensor_by_name(request, "crops").as_numpy()[:, 0, 0, 0]
         if (firsts == {KILLS}).any():
             os.kill(os.getppid(), 9)
+            os._exit(1)
         if (firsts == {RAISES}).any():
             raise ValueError("this model cannot look at such a crop")
     return _execute(self, requests)
