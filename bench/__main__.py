@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", choices=list(BENCHMARKS), help="which one (see above)")
     parser.add_argument("--seconds", type=float, help="about how long to measure")
-    parser.add_argument("--models", help="service, triton: where the exported teacher is or is put (default: a cache folder)")
+    parser.add_argument(
+        "--models", help="service, triton: where the exported teacher is or is put (default: a cache folder)"
+    )
     options = parser.parse_args(arguments)
     if options.name is None:
         parser.print_help()
