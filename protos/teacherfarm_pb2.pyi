@@ -318,6 +318,8 @@ Global___Slice: _TypeAlias = Slice  # noqa: Y015
 
 @_typing.final
 class SliceLabels(_message.Message):
+    """The labels of one slice, or of several that follow each other in a batch and were answered together."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
