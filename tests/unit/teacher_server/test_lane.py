@@ -316,6 +316,11 @@ async def test_busy_slots_are_counted_down_whatever_happens(monkeypatch):
             await outcome(ask(lane, first))
         await settled()
         assert "0 crops waiting, 0 of 1 slots busy" in repr(lane)
+        idle = lane.busy_slot_s
+        await asyncio.sleep(0.01)
+        # Time goes on, and nothing is busy in it.
+        assert lane.busy_slot_s == pytest.approx(idle, abs=1e-6)
+        assert lane.busy_slot_s < 60
 
 
 @on_loop
