@@ -78,6 +78,7 @@ def test_what_stands_for_no_bytes_is_none(text):
         (PUBLIC[:-1] + "~", "which has no '~'"),
         (PUBLIC[:-1] + "\n", r"which has no '\\n'"),
     ],
+    ids=("empty", "short", "foreign character", "line end"),
 )
 def test_what_is_no_key_is_named_and_not_shown(text, words):
     with pytest.raises(ValueError, match=words) as caught:
@@ -117,6 +118,7 @@ def test_an_empty_list_lets_nobody_in(tmp_path):
         (f'secret-key = "{SECRET}"', r"clients, line 2 is a secret key; an allow-list holds public keys"),
         ('public-key = "123"', "line 2 must be a CURVE key"),
     ],
+    ids=("short", "secret", "short public"),
 )
 def test_a_bad_line_of_an_allow_list_is_named(tmp_path, text, words):
     listed = tmp_path / "clients"
