@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SERVICE = "/inference.GRPCInferenceService/"
 PROBE_EVERY_S = 2.0
 PROBE_WITHIN_S = 5.0
+CLOSED_WITHIN_S = 1.0
 DEADLINE_S = 20.0
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -126,6 +127,7 @@ class TritonBackend:
         self._channel: grpc.aio.Channel | None = None
         self._infer: Any = None
         self._lost: asyncio.Future[str] | None = None
+        self._ended: asyncio.Future[None] | None = None
         self._config = model_config_pb2.ModelConfig()
         self._heads: dict[tuple[tuple[str, ...], int], bytes] = {}
 
@@ -174,23 +176,20 @@ class TritonBackend:
         assert self._channel is not None
         # gRPC would connect again by itself, to whatever is there by then.
         ended = asyncio.ensure_future(self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+        self._ended = ended
         either: set[asyncio.Future[Any]] = {self._lost, ended}
-        try:
-            while True:
-                await asyncio.wait(either, timeout=PROBE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-                if ended.done():
-                    # Calls under way fail by themselves, and say how: they are suspects.
-                    self._lose("the connection ended")
-                if self._lost.done():
-                    return self._lost.result()
-                try:
-                    await self._check()
-                except (BackendUnreachable, BadTeacher) as why:
-                    self._lose(str(why))
-                    await self._close_channel()
-        finally:
-            ended.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
+        while True:
+            await asyncio.wait(either, timeout=PROBE_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                # Calls under way fail by themselves, and say how: they are suspects.
+                self._lose("the connection ended")
+            if self._lost.done():
+                return self._lost.result()
+            try:
+                await self._check()
+            except (BackendUnreachable, BadTeacher) as why:
+                self._lose(str(why))
+                await self._close_channel()
 
     async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
         traffic = self._traffic
@@ -314,6 +313,12 @@ class TritonBackend:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close(grace=grace_s)
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            # It ends with the channel. Cancelled instead, grpc would tell a loop that may be closed by then.
+            await asyncio.wait({ended}, timeout=CLOSED_WITHIN_S)
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
 
 
 def check_config(config: model_config_pb2.ModelConfig, card: TeacherCard, largest_batch: int | None) -> None:
