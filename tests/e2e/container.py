@@ -196,10 +196,11 @@ class Container:
         lines += [_bind(self.folder / name, f"/etc/{name}", read_only=True) for name in ("resolv.conf", "hosts")]
         lines += [_bind(Path(f"/dev/{name}"), f"/dev/{name}", read_only=False) for name in DEVICES]
         lines += ["mount -t proc proc proc", f"mount -t tmpfs -o mode=1777,size={plan.shm_bytes} none dev/shm"]
+        # Before the places: a checkout may lie below /tmp.
+        lines += [f"mkdir -p .{folder}; mount -t tmpfs -o mode=1777 none .{folder}" for folder in plan.tmpfs]
         lines += [_bind(place.source, place.target, read_only=place.read_only) for place in plan.places]
         for folder, owner in plan.owners.items():
             lines.append(f"test -d .{folder} || {{ mkdir -p .{folder}; chown {owner} .{folder}; }}")
-        lines += [f"mkdir -p .{folder}; mount -t tmpfs -o mode=1777 none .{folder}" for folder in plan.tmpfs]
         if plan.read_only:
             lines.append('mount -o remount,bind,ro "$root"')
         lines.append(f'exec chroot "$root" {shlex.join(self._as_user(plan.command))}')

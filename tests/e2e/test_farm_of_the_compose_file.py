@@ -228,6 +228,15 @@ def test_keys_are_made_beside_the_running_gateway_and_taken_up_on_sighup(farm):
     assert {"[projects.vision]", "[projects.other]"} <= set(limits.splitlines())
 
 
+@pytest.mark.parametrize("service", ["redis", "prometheus"])
+def test_what_keeps_data_ends_by_itself_when_told_to_and_comes_back(farm, service):
+    code, took_s = farm.engine.stop(service)
+    assert code == 0
+    assert took_s < farm.engine.compose.services[service].stop_grace_s
+    farm.engine.scale(service, 1)
+    farm.engine.wait_healthy(service)
+
+
 def test_an_export_that_runs_again_leaves_the_teacher_as_it_is(farm):
     card = farm.engine.volume("models") / "tiny" / "card.json"
     before = card.stat().st_mtime_ns
