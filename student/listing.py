@@ -159,7 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``teacherfarm teachers`` takes."""
     parser.description = "List what a farm serves, over either wire: names, states, digests, classes and inputs."
     parser.epilog = "example: teacherfarm teachers zmq://127.0.0.1:7001"
-    parser.add_argument("address", metavar="ADDRESS", help="zmq://HOST:PORT or grpc://HOST:PORT")
+    parser.add_argument("address", metavar="ADDRESS", help="zmq://, grpc:// or triton://HOST:PORT")
     parser.add_argument("--api-key", metavar="KEY", help="default: the environment's TEACHERFARM_API_KEY")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait for answers [10]")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -10,11 +13,11 @@ import psutil
 import pytest
 
 from teacherfarm.export import export_teacher
-from teacherfarm.protos.faults import BadTeacher, DigestMismatch, SessionLost, Starved, UnknownTeacher
+from teacherfarm.protos.faults import BadTeacher, DigestMismatch, Overloaded, SessionLost, Starved, UnknownTeacher
 from teacherfarm.student import LabelSpec, TeacherClient, Timeouts
 from teacherfarm.student.listing import list_teachers
 from teacherfarm.student.transports import triton_transport
-from tests.farm_process import wait_for
+from tests.farm_process import ROOT, wait_for
 from tests.integration.test_restart import BATCH, EPOCH, Killer, batches, run_epoch
 
 SLOW = """
@@ -154,6 +157,39 @@ def test_never_more_in_triton_than_its_batcher_can_use(own_repository, start_tri
             most = max(most, pending(server))
         # One teacher batch runs, one waits, one travels; sixteen were asked for.
         assert 1 <= most <= 3
+
+
+def test_a_full_queue_in_triton_is_waited_for(own_repository, start_triton, tiny_crops, right_records, monkeypatch):
+    refusals = []
+
+    def overloaded(*arguments, **named):
+        refusals.append(Overloaded(*arguments, **named))
+        return refusals[-1]
+
+    monkeypatch.setattr(triton_transport, "Overloaded", overloaded)
+    # One student alone keeps below any queue: as many crops as several would send.
+    monkeypatch.setattr(triton_transport, "BATCHES_IN_FLIGHT", 8)
+    with (own_repository / "tiny" / "1" / "model.py").open("a") as model:
+        model.write(SLOW)
+    config = own_repository / "tiny" / "config.pbtxt"
+    queue = "max_queue_delay_microseconds: 0 default_queue_policy { max_queue_size: 1 }"
+    config.write_text(config.read_text().replace("max_queue_delay_microseconds: 0", queue))
+    server = start_triton(repository=own_repository)
+    with TeacherClient(f"triton://{server.grpc}") as client:
+        answers = [client.submit(tiny_crops[first : first + 64]) for first in range(0, 512, 64)]
+        for first, answer in zip(range(0, 512, 64), answers, strict=True):
+            assert answer.result(20).records.tobytes() == right_records[first : first + 64].tobytes()
+        assert client.stats.sessions == 1
+    assert refusals, "the queue was never full: the test tested nothing"
+
+
+def test_forked_workers_beside_an_open_connection(triton, triton_repository):
+    address = f"triton://{triton.grpc}"
+    program = [sys.executable, "-m", "tests.integration.two_epochs", "fork", address, str(triton_repository)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert done.stdout.count("12 batches right") == 4
 
 
 def test_a_model_whose_process_died_is_waited_for_until_triton_is_restarted(start_triton, tiny_crops):
