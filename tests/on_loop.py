@@ -20,7 +20,9 @@ def on_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
 
         def note(context: dict[str, Any]) -> None:
             # grpc has one queue for all loops of a process: it tells this one what an earlier test's calls still said.
-            if not ("PollerCompletionQueue" in context["message"] and "loop is closed" in str(context.get("exception"))):
+            if not (
+                "PollerCompletionQueue" in context["message"] and "loop is closed" in str(context.get("exception"))
+            ):
                 unheard.append(context)
 
         async def bounded() -> None:
