@@ -155,6 +155,8 @@ class Server:
             async with asyncio.timeout(self.settings.drain_s):
                 while self.gateway.admitted_crops:
                     await asyncio.sleep(DRAIN_POLL_S)
+            # The last answers wait for neighbours before they leave.
+            await asyncio.sleep(DRAIN_POLL_S)
         except TimeoutError:
             log.warning("%d crops were not answered within drain_s", self.gateway.admitted_crops)
 

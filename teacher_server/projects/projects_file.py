@@ -46,6 +46,9 @@ def parse_projects(text: str, source: str) -> tuple[ProjectEntry, ...]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadProjectsFile(f"{source} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # tomllib lets these through: a number of thousands of digits, brackets thousands deep.
+        raise BadProjectsFile(f"{source} cannot be read: {error}") from error
     return _Reader(text, source).read(tables)
 
 

@@ -44,6 +44,9 @@ class Quota:
 
     def change(self, *, crops_per_second: float, crops_in_flight: int) -> None:
         """Other limits from now on; who is held already keeps its turn."""
+        if crops_per_second > self.crops_per_second or not crops_per_second:
+            # What was run at the former rate is not paid off at it: a raise acts at once.
+            self._free_from_s = -math.inf
         self.crops_per_second, self.most_in_flight = crops_per_second, crops_in_flight
 
     @property

@@ -217,3 +217,9 @@ def test_two_who_make_keys_at_once_both_get_theirs(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(BadProjectsFile, match="there is no folder"):
         rewrite(tmp_path / "none" / "projects.toml", lambda text: text)
+
+
+@pytest.mark.parametrize("text", [f"[projects.a]\nweight = {'9' * 5000}\n", f"x = {'[' * 5000}\n"])
+def test_what_toml_readers_stumble_over_is_a_bad_file(text):
+    with pytest.raises(BadProjectsFile, match="cannot be read"):
+        parse_projects(text, "projects.toml")

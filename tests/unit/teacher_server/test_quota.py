@@ -122,3 +122,11 @@ def test_sessions_that_keep_to_their_shares_of_the_window_are_never_refused(num_
         verdict = quota.admit(num_crops, start_s)
         assert isinstance(verdict, float)
         under_way.append((start_s + verdict, num_crops))
+
+
+def test_a_raised_rate_acts_at_once_whatever_was_run_at_the_former_one():
+    quota = Quota(crops_per_second=0.1, crops_in_flight=0)
+    assert quota.admit(64, 100.0) == 0
+    assert isinstance(quota.admit(6, 101.0), Refusal)
+    quota.change(crops_per_second=1000, crops_in_flight=0)
+    assert quota.admit(6, 101.0) == 0
