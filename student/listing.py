@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from teacherfarm.protos.faults import MalformedMessage, SessionLost, TeacherFarmFault, UnexpectedMessage
 from teacherfarm.protos.messages import (
     GetTeacher,
+    Goodbye,
     ListTeachers,
     SliceFault,
     Teacher,
@@ -122,6 +123,8 @@ async def _ask(place: Address, question: Value, timeouts: Timeouts) -> tuple[Val
             transport.send(encode_header(question))
             header, payload = await transport.receive()
             answer = decode_header(header)
+            # Over ZeroMQ nothing else tells the server that this peer is gone and may be forgotten.
+            transport.send(encode_header(Goodbye()))
     except TimeoutError as error:
         raise SessionLost(f"{place} did not answer within {timeouts.connect_s:g} s") from error
     except SessionLost as fault:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from teacherfarm.protos.faults import Overloaded
 
 RETRY_AFTER_S = 1.0
+NEWCOMERS_SHARE = 0.25
 UNBOUNDED = 1 << 62
 
 
@@ -81,7 +82,9 @@ class CreditPool:
     def open(self, *, crop_bytes: int, slice_crops: int, project: str = "") -> Credit:
         """An account for one more session; raises Overloaded when the budget holds no slice for it."""
         smallest = sum(credit.crop_bytes * credit.slice_crops for credit in self._open) + crop_bytes * slice_crops
-        if smallest > self._budget_bytes:
+        # The last of it is for projects that have no session yet: one with many must not lock the others out.
+        budget = self._budget_bytes if project not in self._sessions else self._budget_bytes * (1 - NEWCOMERS_SHARE)
+        if smallest > budget:
             raise Overloaded(
                 f"{len(self._open)} sessions fill this server's memory for crops ({self._budget_bytes} bytes); "
                 "come back later, or start the server with more --memory-mb",

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ PROBE_EVERY_S = 2.0
 PROBE_WITHIN_S = 5.0
 CLOSED_WITHIN_S = 1.0
 DEADLINE_S = 20.0
+MOST_HEADS = 4096
+"""Requests differ by outputs asked and number of crops; so many of their heads are kept ready."""
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -129,7 +132,7 @@ class TritonBackend:
         self._lost: asyncio.Future[str] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._config = model_config_pb2.ModelConfig()
-        self._heads: dict[tuple[tuple[str, ...], int], bytes] = {}
+        self._head = lru_cache(MOST_HEADS)(self._make_head)
 
     def __repr__(self) -> str:
         return f"<TritonBackend {self._card.name} on {self.address}>"
@@ -232,9 +235,7 @@ class TritonBackend:
         if self._lost.done():
             raise BackendUnreachable(f"{self.address}: {self._lost.result()}")
         num_crops = len(pixels)
-        head = self._heads.get((outputs, num_crops))
-        if head is None:
-            head = self._heads[outputs, num_crops] = self._head(outputs, num_crops)
+        head = self._head(outputs, num_crops)
         if not pixels.flags.c_contiguous:
             pixels = np.ascontiguousarray(pixels)
         try:
@@ -249,7 +250,7 @@ class TritonBackend:
             for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         }
 
-    def _head(self, outputs: tuple[str, ...], num_crops: int) -> bytes:
+    def _make_head(self, outputs: tuple[str, ...], num_crops: int) -> bytes:
         """All of a request but its pixels."""
         crop_format = self._card.crop_format
         request = service_pb2.ModelInferRequest(model_name=self._card.name, model_version=self._version)

@@ -197,7 +197,8 @@ class Lane:
         for member in self._members:
             if member.backend is backend:
                 self._dismiss(member)
-                await asyncio.gather(*member.pullers, return_exceptions=True)
+                # Not gather: who gives up waiting must not take their teacher batches along.
+                await asyncio.wait(member.pullers)
                 return
 
     async def label(
@@ -373,8 +374,10 @@ class Lane:
     async def _isolate(self, member: Member, batch: TeacherBatch[QueuedSlice], error: Exception) -> None:
         if len(batch.slices) == 1:
             log.error("teacher %s failed on a slice", self.card.name, exc_info=error)
-            if len(self._suspects) < MOST_SUSPECTS:
-                self._suspects[batch.slices[0].stream] = SLICES_UNDER_SUSPICION
+            if len(self._suspects) >= MOST_SUSPECTS:
+                # The oldest, which may have ended: streams are not told apart from those that are quiet.
+                del self._suspects[next(iter(self._suspects))]
+            self._suspects[batch.slices[0].stream] = SLICES_UNDER_SUSPICION
             _fail(batch.slices[0], TeacherFailed(f"teacher {self.card.name!r} failed on this slice: {error}"))
             return
         middle = len(batch.slices) // 2

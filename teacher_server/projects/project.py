@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from teacherfarm.teacher_server.projects.quota import Quota
+
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.001, 1000
+LARGEST_LIMIT = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,14 @@ class Allowance:
     teachers: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        # Infinity would stand still in virtual time, and NaN compares with nothing.
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be a positive number, got {self.weight}")
+        # Beyond these, virtual time and counted crops would lose their last digits; NaN compares with nothing.
+        if not SMALLEST_WEIGHT <= self.weight <= LARGEST_WEIGHT:
+            raise ValueError(f"weight must be from {SMALLEST_WEIGHT} to {LARGEST_WEIGHT}, got {self.weight}")
         for name in ("crops_per_second", "crops_in_flight", "streams"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 (no limit) or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST_LIMIT:
+                raise ValueError(
+                    f"{name} must be 0 (no limit) or more, and at most {LARGEST_LIMIT}, got {getattr(self, name)}"
+                )
 
 
 class Project:

@@ -46,6 +46,12 @@ def test_nobody_there_is_said_at_once_and_the_next_address_is_tried(tiny_farm, w
     assert [teacher.name for teacher in list_teachers(f"{nobody},{getattr(tiny_farm, wire)}")] == ["tiny"]
 
 
+def test_whoever_listed_is_no_stranger_any_more(start_scripted, wire):
+    farm = start_scripted("--max-strangers=1")
+    for _ in range(3):
+        assert [teacher.name for teacher in list_teachers(getattr(farm, wire))] == ["scripted"]
+
+
 def test_a_folder_is_no_farm(tmp_path):
     with pytest.raises(ValueError, match="is a folder, not a farm"):
         list_teachers(f"local://{tmp_path}")

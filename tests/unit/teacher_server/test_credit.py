@@ -43,18 +43,27 @@ def test_sessions_share_the_budget_and_get_it_back():
 def test_a_window_is_at_most_what_was_set_and_at_least_one_slice():
     assert pool_of(64, most_crops=10).open(crop_bytes=CROP, slice_crops=4).window_crops == 10
     pool = pool_of(12)
-    credits = [pool.open(crop_bytes=CROP, slice_crops=4) for _ in range(3)]
+    credits = [pool.open(crop_bytes=CROP, slice_crops=4, project=name) for name in "abc"]
     assert {credit.window_crops for credit in credits} == {4}
 
 
 def test_a_session_that_the_memory_cannot_hold_is_told_when_to_come_back():
     pool = pool_of(12)
-    credits = [pool.open(crop_bytes=CROP, slice_crops=4) for _ in range(3)]
+    credits = [pool.open(crop_bytes=CROP, slice_crops=4, project=name) for name in "abc"]
     with pytest.raises(Overloaded, match=r"3 sessions.*1200 bytes.*--memory-mb") as caught:
         pool.open(crop_bytes=CROP, slice_crops=4)
     assert caught.value.retry_after_s > 0
     pool.close(credits[0])
     pool.open(crop_bytes=CROP, slice_crops=4)
+
+
+def test_a_project_with_many_sessions_leaves_room_for_one_that_has_none():
+    pool = pool_of(16)
+    with pytest.raises(Overloaded):
+        for _ in range(5):
+            pool.open(crop_bytes=CROP, slice_crops=4, project="greedy")
+    newcomer = pool.open(crop_bytes=CROP, slice_crops=4, project="newcomer")
+    assert receive(newcomer, 4)
 
 
 def test_untaken_answers_count_against_the_window():
@@ -81,8 +90,8 @@ def test_nobody_takes_more_than_was_answered():
 
 def test_those_who_filled_a_larger_window_leave_no_room_beyond_the_budget():
     pool, credits = pool_of(64), []
-    for _ in range(16):
-        credits.append(pool.open(crop_bytes=CROP, slice_crops=4))
+    for number in range(16):
+        credits.append(pool.open(crop_bytes=CROP, slice_crops=4, project=str(number)))
         while receive(credits[-1], 4):
             pass
     assert all(credit.untaken_crops >= 4 for credit in credits), "each has room for a slice, come what may"
@@ -105,7 +114,7 @@ def test_whatever_happens_memory_is_bounded_and_an_empty_session_gets_one_slice(
             try:
                 credits.append(pool.open(crop_bytes=CROP, slice_crops=number))
             except Overloaded:
-                assert sum(c.slice_crops for c in credits) + number > 40
+                assert sum(c.slice_crops for c in credits) + number > 30
         elif credits:
             credit = credits[which % len(credits)]
             if step == "close":

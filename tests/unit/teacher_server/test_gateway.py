@@ -280,13 +280,13 @@ async def test_whatever_fails_is_counted_down(tmp_path, monkeypatch):
 
 @on_loop
 async def test_a_closed_session_gives_its_share_back(tmp_path):
-    async with ScriptedFarm(tmp_path, budget_crops=16, window=64) as farm:
+    async with ScriptedFarm(tmp_path, budget_crops=22, window=64) as farm:
         one, other = farm.gateway.open_session(hello()), farm.gateway.open_session(hello())
-        assert (one.credit.window_crops, other.credit.window_crops) == (8, 8)
+        assert (one.credit.window_crops, other.credit.window_crops) == (11, 11)
         with pytest.raises(Overloaded, match="2 sessions fill"):
             farm.gateway.open_session(hello())
         farm.gateway.close_session(other)
-        assert one.credit.window_crops == 16
+        assert one.credit.window_crops == 22
 
 
 DIGEST = served_digest(CARD, "scripted")

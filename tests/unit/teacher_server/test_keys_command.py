@@ -93,7 +93,7 @@ def test_a_broken_file_is_left_alone(keys, tmp_path):
     for arguments in (("create", "a"), ("list",), ("revoke", "0123abcd")):
         status, out, err = keys(*arguments)
         assert (status, out) == (2, "")
-        assert "projects.toml, line 2: project 'a': weight must be a positive number" in err
+        assert "projects.toml, line 2: project 'a': weight must be from 0.001 to 1000" in err
     assert file.read_text() == "[projects.a]\nweight = 0\n"
 
 

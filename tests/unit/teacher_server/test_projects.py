@@ -48,11 +48,13 @@ def test_whatever_comes_as_a_key_is_only_wrong():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weight": 0}, "weight must be a positive number, got 0"),
+        ({"weight": 0}, "weight must be from 0.001 to 1000, got 0"),
         ({"weight": math.nan}, "got nan"),
         ({"weight": math.inf}, "got inf"),
-        ({"crops_per_second": -1}, r"crops_per_second must be 0 \(no limit\) or more, got -1"),
+        ({"crops_per_second": -1}, r"crops_per_second must be 0 \(no limit\) or more, .*got -1"),
+        ({"weight": 5e-324}, "weight must be from"),
         ({"crops_per_second": math.inf}, "got inf"),
+        ({"crops_per_second": 1e300}, "at most 1000000000000, got 1e"),
         ({"crops_in_flight": -1}, "crops_in_flight"),
         ({"streams": -1}, "streams"),
     ],

@@ -77,7 +77,7 @@ def test_an_empty_file_has_no_projects():
             3,
             "project 'a' has an unknown key 'wieght'; known are weight, crops",
         ),
-        ("[projects.a]\n\nweight = -1\n", 3, "project 'a': weight must be a positive number, got -1"),
+        ("[projects.a]\n\nweight = -1\n", 3, "project 'a': weight must be from 0.001 to 1000, got -1"),
         ("[projects.a]\nweight = nan\n", 2, "got nan"),
         ("[projects.a]\nweight = true\n", 2, "weight of project 'a' must be a number, got True"),
         ("[projects.a]\nweight = '3'\n", 2, "must be a number, got '3'"),
