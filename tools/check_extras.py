@@ -50,10 +50,10 @@ EXTRAS = (
         refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow", "tritonclient"},
         goes_without=frozenset({"grpc_tools", "xxhash"}),  # keys are made by the server's and the student's end
     ),
-    Extra(name="server", packages=("protos", "crops", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
+    Extra(name="server", packages=("protos", "crops", "label_store", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
     Extra(
         name="student",
-        packages=("protos", "crops", "student", "doctor"),
+        packages=("protos", "crops", "label_store", "student", "doctor"),
         refused=SERVER_ONLY,
         # timm: for those who train one of its models; onnxruntime: the doctor tries a model directory where it is.
         goes_without=frozenset({"grpc_tools", "timm", "onnxruntime"}),

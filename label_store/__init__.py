@@ -1,0 +1,1 @@
+"""Ground floor: where soft labels are kept, so that each is computed once."""
