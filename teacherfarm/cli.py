@@ -92,6 +92,12 @@ COMMANDS = (
         about="train a student on an image folder from soft labels",
     ),
     Command(
+        name="labels",
+        module="teacherfarm.student.recipes.labels_command",
+        extra="student",
+        about="look after kept labels: a server's store, recorded labels, other projects' files",
+    ),
+    Command(
         name="doctor",
         module="teacherfarm.doctor.command",
         extra="student",
