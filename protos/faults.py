@@ -35,6 +35,10 @@
     |-- SessionLost            the connection died
     |   `-- GoingAway          ... because the server is draining
     |-- BackendDied            what ran the teacher is gone
+    |-- BadRecording           recorded labels that cannot be used
+    |   |-- LabelsMismatch     ... because they are another teacher's, plan's or spec's
+    |   `-- DamagedLabels      ... because the files are not what was written
+    |-- RecordingStopped       labels can no longer be written; training goes on
     `-- ServerFault            anything undeclared, logged in full on the server
 
 The student raises the class that the server raised: a class is found by its wire code, never by a name from the peer. A
@@ -246,6 +250,30 @@ class BackendDied(TeacherFarmFault):
 
     code = 92
     retry = "elsewhere"
+
+
+class BadRecording(TeacherFarmFault):
+    """Recorded labels that cannot be used. Never crosses the wire, nor do those below."""
+
+    code = 95
+
+
+class LabelsMismatch(BadRecording, ValueError):
+    """Recorded labels of another teacher, plan, rendering, spec or data set than asked."""
+
+    code = 96
+
+
+class DamagedLabels(BadRecording):
+    """A file of recorded labels is not what was written, and nothing in it can be trusted."""
+
+    code = 97
+
+
+class RecordingStopped(TeacherFarmFault):
+    """Labels can no longer be written (a full disk). Raised once; what was committed stays, and training goes on."""
+
+    code = 98
 
 
 class ServerFault(TeacherFarmFault):
