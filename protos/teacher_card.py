@@ -143,7 +143,7 @@ class TeacherCard:
             raise ValueError(
                 f"card version {version!r}, this teacherfarm reads {CARD_VERSION}: export the teacher again"
             )
-        card = _build(cls, values, "card")
+        card = from_json_value(cls, values, "card")
         assert isinstance(card, TeacherCard)
         return card
 
@@ -153,7 +153,7 @@ def classes_hash(classes: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16] if classes else ""
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
+def from_json_value(kind: Any, value: Any, where: str) -> Any:
     """A value of type ``kind`` from parsed JSON, checked field by field."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
@@ -161,7 +161,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         if unknown := value.keys() - hints.keys():
             raise ValueError(f"{where} has unknown fields {sorted(unknown)}")
-        built = {name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+        built = {name: from_json_value(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         try:
             return kind(**built)
         except (TypeError, ValueError) as error:
@@ -177,13 +177,15 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
             raise ValueError(f"{where} must have {len(kinds)} entries, got {len(value)}")
-        return tuple(_build(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            from_json_value(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, got {value!r}")
-        return {str(key): _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): from_json_value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is types.UnionType:
-        return None if value is None else _build(arguments[0], value, where)
+        return None if value is None else from_json_value(arguments[0], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -211,4 +213,5 @@ __all__ = [
     "Precision",
     "TeacherCard",
     "classes_hash",
+    "from_json_value",
 ]
