@@ -232,4 +232,5 @@ def _limit_threads(pid: int) -> None:
     """Workers are the parallelism: OpenCV's own threads would only get in each other's way, once per process."""
     import cv2
 
-    cv2.setNumThreads(1)
+    # Not 1: that stops the pool's threads, which a forked worker knows of but does not have; it hung or crashed.
+    cv2.setNumThreads(0)

@@ -1,5 +1,6 @@
 """The crop data set inside real DataLoader workers, by every start method."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,25 @@ def test_workers_give_what_the_main_process_gives_and_follow_set_epoch(method):
             assert batch["keys"] == expected["keys"]
             for name in ("crops", "images", "targets", "weight", "samples", "views"):
                 assert torch.equal(batch[name], expected[name])
+
+
+@pytest.fixture
+def opencv_threads():
+    """OpenCV's threads run in this process, as after a user's own transforms."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500))
+    yield
+    cv2.setNumThreads(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_are_forked_from_a_process_that_has_used_opencv(opencv_threads):
+    dataset = CropDataset(pictures(4), teacher_rendering=RENDERING)
+    options = {"batch_size": 2, "collate_fn": collate_crops}
+    loader = DataLoader(dataset, num_workers=2, multiprocessing_context="fork", timeout=60, **options)
+    for expected, batch in zip(DataLoader(dataset, **options), loader, strict=True):
+        assert torch.equal(batch["crops"], expected["crops"])
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
