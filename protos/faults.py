@@ -26,7 +26,13 @@
     |   `-- GoldenMismatch
     |-- TeacherFailed          the teacher broke on this slice
     |   `-- PoisonBatch        ... and took its backend along, three times
-    |-- UnreadableImage        an image of the student's data set
+    |-- UnreadableImage        an image of a data set cannot be decoded
+    |-- BadDataSet             a data set that cannot be used as it is
+    |-- UnknownDataSet         the server cuts crops from no data set of this name
+    |-- BadReference           a crop by reference that names no crop
+    |-- SampleMismatch         the server's sample is another image than the student's
+    |   |-- UnknownSample      ... or it has none
+    |   `-- SampleChanged      ... or it changed since it was indexed
     |-- Starved                no labels came in the time that the student allows
     |-- WindowFull             too many answers wait to be taken
     |-- Overloaded             no room now
@@ -193,7 +199,7 @@ class PoisonBatch(TeacherFailed):
 
 
 class UnreadableImage(TeacherFarmFault, ValueError):
-    """An image of the student's own data set cannot be decoded. Never crosses the wire."""
+    """An image of a data set cannot be decoded. Crosses the wire where the server was to cut crops from it."""
 
     code = 70
 
@@ -274,6 +280,42 @@ class RecordingStopped(TeacherFarmFault):
     """Labels can no longer be written (a full disk). Raised once; what was committed stays, and training goes on."""
 
     code = 98
+
+
+class BadDataSet(TeacherFarmFault, ValueError):
+    """A data set of images that cannot be used as it is: nothing there, no such format, or the same name twice."""
+
+    code = 100
+
+
+class UnknownDataSet(TeacherFarmFault):
+    """The server cuts crops from no data set of this name."""
+
+    code = 101
+
+
+class BadReference(TeacherFarmFault, ValueError):
+    """A crop by reference that names no crop: a box outside its image, a partner that is not there."""
+
+    code = 102
+
+
+class SampleMismatch(TeacherFarmFault):
+    """The server's sample of this name holds another image than the student's. Concerns this crop alone."""
+
+    code = 103
+
+
+class UnknownSample(SampleMismatch):
+    """The data set has no sample of this name, nor one that holds the same image."""
+
+    code = 104
+
+
+class SampleChanged(SampleMismatch):
+    """An image changed, or went away, since its data set was indexed."""
+
+    code = 105
 
 
 class ServerFault(TeacherFarmFault):
