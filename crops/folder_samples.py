@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from teacherfarm.crops.sample_names import IMAGE_SUFFIXES, is_image, text, without_ending
+from teacherfarm.crops.sample_readers import file_stamp
 from teacherfarm.protos.faults import BadDataSet, UnreadableImage
 
 
@@ -55,6 +56,9 @@ class FolderSamples:
 
     def read(self, index: int) -> bytes:
         return read_file(self.file(index), self.name(index))
+
+    def stamp(self, index: int) -> int:
+        return file_stamp(self.file(index))
 
 
 def read_file(path: str | Path, name: str) -> bytes:

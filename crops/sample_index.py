@@ -6,8 +6,10 @@ Samples are matched by name and hash, so the same images serve from whatever con
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,13 +18,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from teacherfarm.crops.crop_plan import sample_numbers
+from teacherfarm.crops.cutting import image_size
 from teacherfarm.crops.sample_names import check_unique, text
 from teacherfarm.crops.sample_readers import Location, SampleReader, open_samples
-from teacherfarm.protos.faults import BadDataSet, SampleMismatch, UnknownSample
+from teacherfarm.protos.faults import BadDataSet, SampleMismatch, UnknownSample, UnreadableImage
 
 HASH_BYTES = 16
 _KIND = "teacherfarm-sample-index/1"
 _COLUMNS = ("names", "hashes", "heights", "widths", "targets")
+_ROWS_AT_ONCE = 64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +37,8 @@ class SampleIndex:
 
     ``names``: bytes, see :mod:`teacherfarm.crops.sample_names`. ``hashes`` (V16): the XXH3-128 digest of the encoded
     bytes. ``heights``, ``widths``: pixels; 0 for an image whose header cannot be understood. ``targets``: -1 unknown.
-    Raises BadDataSet where two samples have one name.
+    ``stamps``: what changes when a sample's file does, so that it need not be read again (0: unknown); no part of the
+    digest. Raises BadDataSet where two samples have one name.
     """
 
     names: NDArray[np.bytes_]
@@ -39,6 +46,7 @@ class SampleIndex:
     heights: NDArray[np.uint32]
     widths: NDArray[np.uint32]
     targets: NDArray[np.int64]
+    stamps: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         if len({len(getattr(self, column)) for column in _COLUMNS}) != 1:
@@ -91,7 +99,8 @@ class SampleIndex:
         if different := np.flatnonzero(named & ~same).tolist():
             first, more = different[0], len(different) - 1
             raise SampleMismatch(
-                f"sample {text(wanted[first])!r} is another image here: its hash is {self.hashes[rows[first]].tobytes().hex()}, "
+                f"sample {text(wanted[first])!r} is another image here: its hash is "
+                f"{self.hashes[rows[first]].tobytes().hex()}, "
                 f"wanted is {bytes(contents[first]).hex().ljust(2 * HASH_BYTES, '0')}"
                 + (f", and {more} more differ" if more else "")
             )
@@ -103,6 +112,8 @@ class SampleIndex:
     def save(self, path: str | Path | IO[bytes]) -> None:
         """Write an .npz file, whole or not at all."""
         columns = {column: getattr(self, column) for column in _COLUMNS}
+        if self.stamps is not None:
+            columns["stamps"] = self.stamps
         columns["hashes"] = np.frombuffer(self.hashes.tobytes(), np.uint8).reshape(-1, HASH_BYTES)
         if not isinstance(path, (str, Path)):
             np.savez(path, kind=np.array(_KIND), **columns)
@@ -124,12 +135,15 @@ class SampleIndex:
                 if str(saved["kind"]) != _KIND:
                     raise ValueError(f"it is a {str(saved['kind'])!r}")
                 columns = {column: saved[column] for column in _COLUMNS}
+                columns |= {"stamps": saved["stamps"]} if "stamps" in saved else {}
             columns["hashes"] = np.ascontiguousarray(columns["hashes"]).view(f"V{HASH_BYTES}").reshape(-1)
             return cls(**columns)
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise BadDataSet(f"{path} is no sample index of this version ({error}): index the data set again") from error
+            raise BadDataSet(
+                f"{path} is no sample index of this version ({error}): index the data set again"
+            ) from error
 
     @functools.cached_property
     def _numbers(self) -> NDArray[np.uint64]:
@@ -180,9 +194,62 @@ def index_dataset(
     *,
     progress: Callable[[int], None] | None = None,
     known: SampleIndex | None = None,
+    threads: int = 8,
 ) -> SampleIndex:
     """Read every image of a data set once, on several threads; ``progress`` is told how many more are done.
 
-    Images that cannot be understood stay in, with height and width 0.
+    Images that cannot be understood stay in, with height and width 0. ``known``: an earlier index of the same data set;
+    samples whose stamps did not change are taken from it unread. Raises BadDataSet.
     """
-    raise NotImplementedError
+    reader = path if isinstance(path, SampleReader) else open_samples(path)
+    check_unique(reader.names, reader.where)
+    num = len(reader)
+    hashes = np.zeros((num, HASH_BYTES), np.uint8)
+    sizes, stamps = np.zeros((num, 2), np.uint32), np.zeros(num, np.uint64)
+    old = _rows_by_stamp(known)
+
+    def look(first: int) -> int:
+        import xxhash
+
+        rows = range(first, min(first + _ROWS_AT_ONCE, num))
+        for row in rows:
+            stamps[row] = stamp = reader.stamp(row)
+            before = old.get((int(stamp), reader.name(row)))
+            if before is not None and known is not None:
+                hashes[row] = np.frombuffer(known.hashes[before].tobytes(), np.uint8)
+                sizes[row] = known.heights[before], known.widths[before]
+                continue
+            try:
+                data = reader.read(row)
+                hashes[row] = np.frombuffer(xxhash.xxh3_128_digest(data), np.uint8)
+                sizes[row] = image_size(data, reader.name(row))
+            except UnreadableImage as fault:
+                log.warning("%s", fault)
+        return len(rows)
+
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="index") as pool:
+        looks = [pool.submit(look, first) for first in range(0, num, _ROWS_AT_ONCE)]
+        try:
+            for done in looks:
+                count = done.result()
+                if progress is not None:
+                    progress(count)
+        finally:
+            for waiting in looks:
+                waiting.cancel()
+    return SampleIndex(
+        names=reader.names,
+        hashes=hashes.view(f"V{HASH_BYTES}").reshape(-1),
+        heights=sizes[:, 0].copy(),
+        widths=sizes[:, 1].copy(),
+        targets=reader.targets,
+        stamps=stamps,
+    )
+
+
+def _rows_by_stamp(known: SampleIndex | None) -> dict[tuple[int, str], int]:
+    if known is None or known.stamps is None:
+        return {}
+    return {
+        (stamp, known.name(row)): row for row, stamp in enumerate(known.stamps.tolist()) if stamp and known.heights[row]
+    }

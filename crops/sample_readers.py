@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_FILES = 1_000_000
 
 
+@runtime_checkable
 class SampleReader(Protocol):
     """Samples by number, 0 to ``len - 1``. Safe to share between threads, to pickle, and to use after a fork."""
 
@@ -47,6 +48,10 @@ class SampleReader(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded image. Raises UnreadableImage where there is none any more."""
+        ...
+
+    def stamp(self, index: int) -> int:
+        """64 bits that change when the sample's file does, found without reading it; 0 where there is none."""
         ...
 
 
@@ -113,18 +118,31 @@ def _alternatives(pattern: str) -> list[str]:
     else:
         choices = braces[1].split(",")
     return [
-        whole for choice in choices for whole in _alternatives(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        whole
+        for choice in choices
+        for whole in _alternatives(pattern[: braces.start()] + choice + pattern[braces.end() :])
     ]
 
 
 def _files_in(folder: str) -> list[str]:
-    """The files of a folder that holds tar or Parquet files and no class folders; also in its ``data``, as on the hub."""
+    """The files of a folder that holds tar or Parquet files ; also in its ``data``, as the hub has them."""
     for ending in (".parquet", ".tar"):
         for place in (folder, os.path.join(folder, "data")):
             files = sorted(glob.glob(os.path.join(glob.escape(place), f"*{ending}")))
             if files:
                 return files
     return []
+
+
+def file_stamp(path: str | Path, place: int = 0) -> int:
+    """The stamp of what lies at ``place`` in a file: by its size and time of change."""
+    import xxhash
+
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    return xxhash.xxh3_64_intdigest(f"{found.st_size}:{found.st_mtime_ns}:{place}".encode())
 
 
 def _ending(file: str) -> str:
