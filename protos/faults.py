@@ -41,9 +41,12 @@
     |-- SessionLost            the connection died
     |   `-- GoingAway          ... because the server is draining
     |-- BackendDied            what ran the teacher is gone
+    |-- LabelStoreFault        the server cannot keep labels where it is told to
     |-- BadRecording           recorded labels that cannot be used
     |   |-- LabelsMismatch     ... because they are another teacher's, plan's or spec's
-    |   `-- DamagedLabels      ... because the files are not what was written
+    |   |-- DamagedLabels      ... because the files are not what was written
+    |   |-- LabelsMissing      ... because some that are needed were never recorded
+    |   `-- ReplayRefused      ... because the method or the order needs crops that come once
     |-- RecordingStopped       labels can no longer be written; training goes on
     `-- ServerFault            anything undeclared, logged in full on the server
 
@@ -258,6 +261,12 @@ class BackendDied(TeacherFarmFault):
     retry = "elsewhere"
 
 
+class LabelStoreFault(TeacherFarmFault):
+    """Labels cannot be kept in this place, or what is there is no label store. Never crosses the wire."""
+
+    code = 93
+
+
 class BadRecording(TeacherFarmFault):
     """Recorded labels that cannot be used. Never crosses the wire, nor do those below."""
 
@@ -280,6 +289,18 @@ class RecordingStopped(TeacherFarmFault):
     """Labels can no longer be written (a full disk). Raised once; what was committed stays, and training goes on."""
 
     code = 98
+
+
+class LabelsMissing(BadRecording):
+    """A replay asks for labels that were not recorded, or were damaged, and there is no teacher to ask."""
+
+    code = 110
+
+
+class ReplayRefused(BadRecording, ValueError):
+    """What is to be trained needs crops that come once, so that recorded labels cannot serve it."""
+
+    code = 111
 
 
 class BadDataSet(TeacherFarmFault, ValueError):
