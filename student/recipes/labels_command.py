@@ -40,6 +40,11 @@ ACTIONS = (
         module="teacherfarm.student.recipes.labels_evict",
         about="take labels out of a store: by age, project or teacher, or all",
     ),
+    Action(
+        name="study",
+        module="teacherfarm.student.recipes.study_command",
+        about="what a label and a crop may weigh before it hurts: bytes against divergence, on your images",
+    ),
 )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import UnknownTeacher
+from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import SLICE_CROPS, Buffer
 from teacherfarm.student.transports.answering import AnsweringTransport
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
@@ -21,6 +27,7 @@ class LocalTransport:
         self._teacher = teacher
         self._backend: OnnxBackend | None = None
         self._session: AnsweringTransport | None = None
+        self._card: TeacherCard | None = None
 
     async def open(self) -> None:
         """Load the teacher. Raises what makes it unfit to be served."""
@@ -31,6 +38,7 @@ class LocalTransport:
         teacher = teachers[name]
         if teacher.fault is not None or teacher.card is None:
             raise teacher.fault or UnknownTeacher(f"{name!r} has no card")
+        self._card = teacher.card
         backend = self._backend = OnnxBackend(teacher.card, teacher.model_file)
         await backend.start()
         await check_golden_answers(teacher.card, teacher.golden_file, backend)
@@ -40,6 +48,21 @@ class LocalTransport:
             artifact_digest=served_digest(teacher.card, backend.provider_class),
             slice_crops=min(backend.largest_batch, SLICE_CROPS),
         )
+
+    @property
+    def card(self) -> TeacherCard:
+        """The teacher's, once open."""
+        assert self._card is not None, "open() was not awaited"
+        return self._card
+
+    async def compute(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
+        """One output of the graph for crops [N, H, W, C] as the graph gives it, float32 logits too: a label would be
+        rounded to float16.
+        """
+        assert self._backend is not None, "open() was not awaited"
+        step = self._backend.largest_batch
+        slices = [self._backend.run(pixels[i : i + step], (output,)) for i in range(0, len(pixels), step)]
+        return np.concatenate([outputs[output] for outputs in await asyncio.gather(*slices)])
 
     def send(self, header: bytes, payload: Buffer = b"") -> None:
         """Take a message of the student's and answer it."""
