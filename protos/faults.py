@@ -48,6 +48,8 @@
     |   |-- LabelsMissing      ... because some that are needed were never recorded
     |   `-- ReplayRefused      ... because the method or the order needs crops that come once
     |-- RecordingStopped       labels can no longer be written; training goes on
+    |-- BadLabelFile           another project's file of labels that cannot be read
+    |   `-- UnsafeLabelFile    ... because it asks for more than numbers: it may try to run a program
     `-- ServerFault            anything undeclared, logged in full on the server
 
 The student raises the class that the server raised: a class is found by its wire code, never by a name from the peer. A
@@ -337,6 +339,18 @@ class SampleChanged(SampleMismatch):
     """An image changed, or went away, since its data set was indexed."""
 
     code = 105
+
+
+class BadLabelFile(TeacherFarmFault, ValueError):
+    """Another project's file of labels is damaged, or not what its name says. Never crosses the wire."""
+
+    code = 113
+
+
+class UnsafeLabelFile(BadLabelFile):
+    """A file of labels asks for more than arrays and numbers: it may have been made to run a program."""
+
+    code = 114
 
 
 class ServerFault(TeacherFarmFault):
