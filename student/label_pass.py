@@ -9,22 +9,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from teacherfarm.protos.faults import WrongLayout
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.batch_views import Batch, BatchViews, Question
 from teacherfarm.student.sizing import LoadSum
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import TeacherWatch
-
-Batch = TypeVar("Batch")
 
 PREFETCH_CROPS = 1024
 """Crops asked ahead by default (at least 4 batches): 0.2 s of a student that takes 5 000 crops/s."""
@@ -42,22 +39,16 @@ class PendingLabels(Protocol):
 
 
 class LabelSource(Protocol):
-    """Whoever answers crops, and refuses those that are not what the teacher takes: a TeacherClient."""
+    """Whoever answers crops, and refuses those that are not what the teacher takes: a TeacherClient.
+
+    One that has a true ``by_sample`` (recorded_teacher's) is given ``samples=`` and ``views=`` as well, int64 [N], and
+    None for crops where no pixels are cut.
+    """
 
     def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> PendingLabels: ...
 
     def room(self) -> int:
         """Crops that can be submitted now without waiting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchViews(Generic[Batch]):
-    """How to find what a pass needs in a user's batch; see LabelledLoader."""
-
-    crops: Callable[[Batch], Any]
-    keys: Callable[[Batch], bytes] | None
-    weight: Callable[[Batch], Any] | None
-    targets: Callable[[Batch], Any] | None
 
 
 @dataclass(kw_only=True)
@@ -70,6 +61,13 @@ class Progress:
     torch_rng: torch.Tensor | None = None
     generator_rng: torch.Tensor | None = None
     inner: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetched(Generic[Batch]):
+    batch: Batch
+    question: Question
+    inner_state: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ class LabelPass(Generic[Batch]):
         self._watch = watch
         self._limit = prefetch_batches
         self._priority = priority
-        self._fetched: tuple[Batch, NDArray[Any], Any] | None = None
+        self._fetched: _Fetched[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         self._all_fetched = False
         self._ended = ""
@@ -205,19 +203,18 @@ class LabelPass(Generic[Batch]):
                 read += 1
                 if self._fetched is None:
                     return
-            batch, crops, inner_state = self._fetched
-            if self.in_flight and self._teacher.room() < len(crops):
+            fetched, question = self._fetched, self._fetched.question
+            if self.in_flight and self._teacher.room() < question.num_crops:
                 return
-            keys = self._views.keys(batch) if self._views.keys is not None else b""
             before_s = time.perf_counter()
-            labels = self._teacher.submit(crops, keys=keys, priority=self._priority)
+            labels = self._teacher.submit(question.crops, priority=self._priority, **question.arguments)
             self.stall.labels_s += time.perf_counter() - before_s
-            self.in_flight.append(_Asked(batch=batch, labels=labels, inner_state=inner_state))
+            self.in_flight.append(_Asked(batch=fetched.batch, labels=labels, inner_state=fetched.inner_state))
             self._fetched = None
             if self._limit is None:
-                self._limit = max(4, -(-PREFETCH_CROPS // len(crops)))
+                self._limit = max(4, -(-PREFETCH_CROPS // question.num_crops))
 
-    def _fetch(self) -> tuple[Batch, NDArray[Any], Any] | None:
+    def _fetch(self) -> _Fetched[Batch] | None:
         assert self._batches is not None
         before_s = time.perf_counter()
         try:
@@ -226,8 +223,8 @@ class LabelPass(Generic[Batch]):
             self._all_fetched, self._batches = True, None
             return None
         self.stall.batches_s += time.perf_counter() - before_s
-        crops = _pixels(self._views.crops(batch))
-        return batch, crops, _inner_state(self._loader)
+        question = self._views.question(batch)
+        return _Fetched(batch=batch, question=question, inner_state=_inner_state(self._loader))
 
     def _weighted(self, batch: Batch, labels: SoftLabels) -> SoftLabels:
         if self._views.weight is None:
@@ -264,24 +261,6 @@ def _read_past(batches: Iterator[Any], num_batches: int) -> None:
     for index in range(num_batches):
         if next(batches, batches) is batches:
             raise ValueError(f"the saved state has consumed {num_batches} batches, but the loader ends after {index}")
-
-
-def _pixels(view: Any) -> NDArray[Any]:
-    """What ``teacher_view`` returned, as a contiguous array."""
-    if isinstance(view, torch.Tensor):
-        if view.device.type != "cpu":
-            raise WrongLayout(
-                f"teacher_view returned a tensor on {view.device}: crops leave from the CPU, so take them "
-                "from the batch before it is moved to the device"
-            )
-        view = view.detach()
-        view = (view.float() if view.dtype is torch.bfloat16 else view).numpy()
-    if not isinstance(view, np.ndarray):
-        raise WrongLayout(
-            "teacher_view must return the teacher's crops as one uint8 array or CPU tensor [N, H, W, 3], "
-            f"got {type(view).__name__}: for example teacher_view=lambda batch: batch['crops']"
-        )
-    return np.ascontiguousarray(view)
 
 
 def _inner_state(loader: Any) -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic
 
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.student.label_pass import Batch, BatchViews, LabelPass, LabelSource, PendingLabels, Progress
+from teacherfarm.student.batch_views import Batch, BatchViews
+from teacherfarm.student.label_pass import LabelPass, LabelSource, PendingLabels, Progress
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import OnMismatch, TeacherWatch
 
@@ -24,7 +25,9 @@ class LabelledLoader(Generic[Batch]):
     ``batch_sampler``, ``dataset``, ``batch_size``, ``len`` and ``state_dict`` are forwarded.
 
     ``teacher_view(batch)``: the teacher's crops, uint8 [N, H, W, 3], array or CPU tensor; they must not
-    change until the batch is yielded. ``keys(batch)``: 16 bytes per crop, where known. ``prefetch_batches``:
+    change until the batch is yielded. ``keys(batch)``: 16 bytes per crop, where known. ``samples(batch)`` and
+    ``views(batch)``: int64 [N], by which a teacher that records or replays goes (others do not need them); without any
+    live teacher there is nothing to send and no ``teacher_view``. ``prefetch_batches``:
     the most batches asked ahead (default: about 1024 crops, at least 4 batches); the teacher's room bounds it
     as well. ``weight_view(batch)``: float [N], multiplied into ``labels.weight`` (0 for an image that could
     not be read). ``target_view(batch)``: class numbers [N] to compare the teacher with; when it disagrees far
@@ -38,9 +41,11 @@ class LabelledLoader(Generic[Batch]):
         self,
         loader: Iterable[Batch],
         teacher: LabelSource,
-        teacher_view: Callable[[Batch], Any],
+        teacher_view: Callable[[Batch], Any] | None = None,
         *,
         keys: Callable[[Batch], bytes] | None = None,
+        samples: Callable[[Batch], Any] | None = None,
+        views: Callable[[Batch], Any] | None = None,
         prefetch_batches: int | None = None,
         weight_view: Callable[[Batch], Any] | None = None,
         target_view: Callable[[Batch], Any] | None = None,
@@ -49,9 +54,27 @@ class LabelledLoader(Generic[Batch]):
     ) -> None:
         if prefetch_batches is not None and prefetch_batches < 1:
             raise ValueError(f"prefetch_batches is at least 1, got {prefetch_batches}")
+        by_sample = bool(getattr(teacher, "by_sample", False))
+        if by_sample and (samples is None or views is None):
+            raise ValueError(
+                f"{type(teacher).__name__} goes by sample and view: LabelledLoader(..., samples=lambda batch: "
+                "batch['samples'], views=lambda batch: batch['views']), as CropDataset's batches have them"
+            )
+        if teacher_view is None and not (by_sample and not getattr(teacher, "needs_pixels", True)):
+            raise ValueError(
+                "teacher_view says where the teacher's crops lie in a batch, for example lambda batch: batch['crops']; "
+                "only recorded labels without any live teacher do without"
+            )
         self.loader = loader
         self.teacher = teacher
-        self.views = BatchViews(crops=teacher_view, keys=keys, weight=weight_view, targets=target_view)
+        self.views = BatchViews(
+            crops=teacher_view,
+            keys=keys,
+            samples=samples if by_sample else None,
+            views=views if by_sample else None,
+            weight=weight_view,
+            targets=target_view,
+        )
         self.prefetch_batches = prefetch_batches
         self.priority = priority
         self.watch = TeacherWatch(on_mismatch)
