@@ -1,11 +1,10 @@
-"""Where a crop data set's images come from: a folder of class folders, or any data set of (image, target).
+"""Where a crop data set's images come from: a data set on disk, or any data set of (image, target).
 
 Hands out encoded images undecoded where it can, so that they are decoded once for several crops. Cuts nothing.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.cutting import decode, image_pixels, image_size
+from teacherfarm.crops.folder_samples import folder_sample_name, read_file
+from teacherfarm.crops.sample_readers import Location, SampleReader, open_samples
 from teacherfarm.protos.faults import UnreadableImage
 from teacherfarm.student.losses import NO_TARGET
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch.utils.data import Dataset
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,41 +67,36 @@ class ImageSource(Protocol):
         ...
 
 
-class FolderImages:
-    """root/class/.../image, in torchvision's ImageFolder order: the same indices, classes and targets."""
+class SampleImages:
+    """The images of a data set on disk: a folder of class folders (ImageFolder's order), tar files or Parquet files."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = os.fspath(root)
-        if not os.path.isdir(self.root):
-            raise ValueError(f"{self.root!r} is not a folder; an image data set is a folder with one folder per class")
-        self.classes = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        names: list[bytes] = []
-        targets: list[int] = []
-        for number, class_name in enumerate(self.classes):
-            found = _images_below(self.root, class_name)
-            names += found
-            targets += [number] * len(found)
-        if not names:
-            raise ValueError(
-                f"no images in {self.root!r}: expected {os.path.join(self.root, 'CLASS', 'IMAGE.jpg')}, with one of "
-                f"the endings {' '.join(IMAGE_SUFFIXES)}"
-            )
-        # Arrays, not lists: counting references to a million strings would copy their pages into every worker.
-        self._names = np.array(names)
-        self.targets = np.array(targets, np.int64)
+    def __init__(self, samples: Location | SampleReader) -> None:
+        self.samples = samples if isinstance(samples, SampleReader) else open_samples(samples)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.samples)
+
+    def __repr__(self) -> str:
+        return f"<SampleImages of {self.samples!r}>"
+
+    @property
+    def where(self) -> str:
+        """The data set in words."""
+        return self.samples.where
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the targets stand for: names, or the numbers themselves where the data set has no more."""
+        return self.samples.classes or tuple(map(str, range(int(self.samples.targets.max(initial=NO_TARGET)) + 1)))
 
     def name(self, index: int) -> str:
-        return os.fsdecode(bytes(self._names[index]))
+        return self.samples.name(index)
 
     def target(self, index: int) -> int:
-        return int(self.targets[index])
+        return self.samples.target(index)
 
     def load(self, index: int) -> SourceImage:
-        name = self.name(index)
-        return SourceImage(content=_read(os.path.join(self.root, name), name), target=self.target(index))
+        return SourceImage(content=self.samples.read(index), target=self.samples.target(index))
 
 
 class DatasetImages:
@@ -135,18 +128,18 @@ class DatasetImages:
 
 
 class FolderDatasetImages(DatasetImages):
-    """A torchvision ImageFolder without transforms: files are read here, undecoded, and named as by FolderImages."""
+    """A torchvision ImageFolder without transforms: files are read here, undecoded, and named as by SampleImages."""
 
     def name(self, index: int) -> str:
         path, _ = self._samples[index]
-        return os.path.relpath(path, self.dataset.root).replace(os.sep, "/")  # type: ignore[attr-defined]
+        return folder_sample_name(path, self.dataset.root)  # type: ignore[attr-defined]
 
     def target(self, index: int) -> int:
         return int(self._samples[index][1])
 
     def load(self, index: int) -> SourceImage:
         path, target = self._samples[index]
-        return SourceImage(content=_read(path, self.name(index)), target=int(target))
+        return SourceImage(content=read_file(path, self.name(index)), target=int(target))
 
     @property
     def _samples(self) -> Sequence[tuple[str, int]]:
@@ -174,10 +167,12 @@ class SubsetImages:
         return self.source.load(int(self.indices[index]))
 
 
-def image_source(images: str | Path | Sequence[Any] | Dataset[Any]) -> ImageSource:
-    """The source for a root folder, a torchvision ImageFolder, a torch Subset, or any data set of images."""
-    if isinstance(images, (str, Path)):
-        return FolderImages(images)
+def image_source(images: str | Path | SampleReader | Sequence[Any] | Dataset[Any]) -> ImageSource:
+    """The source for a data set on disk, a torchvision ImageFolder, a torch Subset, or any data set of images."""
+    if isinstance(images, SampleImages):
+        return images
+    if isinstance(images, (str, Path, SampleReader)):
+        return SampleImages(images)
     from torch.utils.data import Subset
 
     if isinstance(images, Subset):
@@ -188,33 +183,17 @@ def image_source(images: str | Path | Sequence[Any] | Dataset[Any]) -> ImageSour
         return FolderDatasetImages(images)
     if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
         raise ValueError(
-            f"a crop data set needs images by index (__getitem__ and __len__) or a folder's path, got "
+            f"a crop data set needs images by index (__getitem__ and __len__) or a data set's path, got "
             f"{type(images).__name__}"
         )
     return DatasetImages(images)  # type: ignore[arg-type]
-
-
-def _images_below(root: str, class_name: str) -> list[bytes]:
-    found: list[bytes] = []
-    for folder, _, files in sorted(os.walk(os.path.join(root, class_name), followlinks=True)):
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        found += [os.fsencode(f"{below}/{file}") for file in sorted(files) if file.lower().endswith(IMAGE_SUFFIXES)]
-    return found
-
-
-def _read(path: str | Path, name: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UnreadableImage(f"cannot read {name}: {error.strerror or error} ({path})") from error
 
 
 def _content(image: Any, index: int) -> bytes | NDArray[np.uint8]:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, Path)):
-        return _read(image, str(image))
+        return read_file(image, str(image))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         if image.ndim == 3 and image.shape[2] == 3 and image.size:
             return image

@@ -22,7 +22,7 @@ from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.center_crops import CenterCropDataset
 from teacherfarm.student.crop_collate import collate_crops
 from teacherfarm.student.crop_dataset import CropDataset
-from teacherfarm.student.image_sources import FolderImages
+from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.recipes.check_command import add_arguments
@@ -30,7 +30,7 @@ from teacherfarm.student.recipes.check_verdict import Counts, class_name, is_poo
 from teacherfarm.student.recipes.class_names import match_classes
 from teacherfarm.student.recipes.contact_sheet import Disagreement, draw_contact_sheet
 from teacherfarm.student.recipes.distill_data import Images, num_workers
-from teacherfarm.student.recipes.folders import image_folder
+from teacherfarm.student.recipes.folders import find_samples, samples_location
 from teacherfarm.student.settings import Timeouts
 
 MOST_PICTURES = 24
@@ -60,9 +60,9 @@ def check(options: argparse.Namespace, teacher: TeacherClient) -> int:
     print(f"classes  {val.match}")
 
     # As it would be evaluated: one centre crop of each image.
-    centre = CenterCropDataset(val.source.root, teacher_rendering=card.rendering, fraction=card.center_crop_fraction)
+    centre = CenterCropDataset(val.source, teacher_rendering=card.rendering, fraction=card.center_crop_fraction)
     worst: list[Disagreement] = []
-    name = f"{val.source.root}, centre crops"
+    name = f"{val.source.where}, centre crops"
     of_val = _ask(options, teacher, val, centre, None, name, worst)
     rows = [of_val]
     swapped = None
@@ -72,16 +72,16 @@ def check(options: argparse.Namespace, teacher: TeacherClient) -> int:
 
     # As a student would train: random crops.
     of_train = None
-    if (options.data / options.train_folder).is_dir():
+    if samples_location(options.data, options.train_folder) is not None:
         train = _images(options, options.train_folder, "--train-folder", card)
         scale = tuple(options.crop_scale) if options.crop_scale else card.crop_scale
         crops = CropDataset(
-            train.source.root,
+            train.source,
             teacher_rendering=card.rendering,
             plan=CropPlan(seed=options.seed, scale=scale, ratio=card.crop_ratio),
             on_unreadable="skip",
         )
-        name = f"{train.source.root}, crops of {scale[0]:g} to {scale[1]:g} of the area"
+        name = f"{train.source.where}, crops of {scale[0]:g} to {scale[1]:g} of the area"
         of_train = _ask(options, teacher, train, crops, collate_crops, name, [])
         rows.append(of_train)
 
@@ -101,12 +101,11 @@ def check(options: argparse.Namespace, teacher: TeacherClient) -> int:
 
 def _images(options: argparse.Namespace, name: str, option: str, card: TeacherCard) -> Images:
     data = options.data
-    is_split = any((data / folder).is_dir() for folder in (options.val_folder, options.train_folder))
-    if data.is_dir() and not is_split and any(entry.is_dir() for entry in data.iterdir()):
-        folder = data  # a folder of class folders
+    is_split = any(samples_location(data, folder) for folder in (options.val_folder, options.train_folder))
+    if not is_split and (data.is_file() or (data.is_dir() and any(data.iterdir()))):
+        source = SampleImages(data)  # itself a data set
     else:
-        folder = image_folder(data, name, option)
-    source = FolderImages(folder)
+        source = SampleImages(find_samples(data, name, option))
     return Images(source=source, match=match_classes(source.classes, card, options.class_map))
 
 

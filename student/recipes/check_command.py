@@ -12,6 +12,7 @@ Does this teacher fit these images? Asks it for the labels of the validation set
 will see them, compares them with the folder's classes, and says what is wrong and what to do.
 
 DATA holds val/CLASS/IMAGE.jpg and, where there is one, train/CLASS/IMAGE.jpg (or is itself a folder of class folders).
+WebDataset tars and Parquet files will do, too: DATA/val-*.tar, DATA/train-*.parquet, or DATA is such a file.
 """
 
 EXAMPLE = """\
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="folder with val/ and train/, one folder per class in each"
+        "data", type=Path, metavar="DATA", help="folder with val and train: class folders, tar or Parquet files"
     )
     parser.add_argument("--train-folder", default="train", metavar="NAME", help="below DATA (default: train)")
     parser.add_argument("--val-folder", default="val", metavar="NAME", help="below DATA (default: val)")

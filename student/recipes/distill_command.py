@@ -8,7 +8,8 @@ from pathlib import Path
 DESCRIPTION = """\
 Train a student from a teacher's stream of soft labels, on a folder of images.
 
-DATA holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg. The teacher runs elsewhere: every crop is sent to it, and
+DATA holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg, or WebDataset tars (train-*.tar, val-*.tar), or Parquet
+files (also the hub's data/train-*.parquet). The teacher runs elsewhere: every crop is sent to it, and
 its answer is what the student learns. The folder's own labels are for evaluation, unless --hard-weight says otherwise.
 """
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="folder with train/ and val/, one folder per class in each"
+        "data", type=Path, metavar="DATA", help="folder with train and val: class folders, tar or Parquet files"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
     parser.add_argument("--train-folder", default="train", metavar="NAME", help="below DATA (default: train)")

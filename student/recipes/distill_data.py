@@ -21,21 +21,21 @@ from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.center_crops import CenterCropDataset
 from teacherfarm.student.crop_collate import collate_crops
 from teacherfarm.student.crop_dataset import CropDataset
-from teacherfarm.student.image_sources import FolderImages
+from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
-from teacherfarm.student.recipes.folders import image_folder
+from teacherfarm.student.recipes.folders import find_samples
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.shard_sampler import ShardSampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """One folder of images, and its classes in the teacher's numbers."""
+    """One data set of images, and its classes in the teacher's numbers."""
 
-    source: FolderImages
+    source: SampleImages
     match: ClassMatch
 
     def __len__(self) -> int:
@@ -61,8 +61,8 @@ class DistillData:
         self.train, self.val = (
             Images(source=source, match=match_classes(source.classes, card, options.class_map))
             for source in (
-                FolderImages(image_folder(options.data, options.train_folder, "--train-folder")),
-                FolderImages(image_folder(options.data, options.val_folder, "--val-folder")),
+                SampleImages(find_samples(options.data, options.train_folder, "--train-folder")),
+                SampleImages(find_samples(options.data, options.val_folder, "--val-folder")),
             )
         )
         size, teacher = options.student_size, card.rendering
@@ -86,7 +86,7 @@ class DistillData:
         """
         options, ranks = self._options, self._ranks
         dataset = CropDataset(
-            self.train.source.root,
+            self.train.source,
             teacher_rendering=self._card.rendering,
             student_rendering=self.student_rendering,
             plan=self.plan,
@@ -119,7 +119,7 @@ class DistillData:
     def val_loader(self) -> DataLoader[dict[str, Any]]:
         """Centre crops of this rank's share of the validation images, in both renderings."""
         dataset = CenterCropDataset(
-            self.val.source.root,
+            self.val.source,
             teacher_rendering=self._card.rendering,
             student_rendering=self.student_rendering,
             fraction=self._card.center_crop_fraction,

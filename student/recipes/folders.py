@@ -1,24 +1,41 @@
-"""Finds the folders of images that a recipe was pointed at, and says what it expected when they are not
-there.
-"""
+"""Finds the images that a recipe was pointed at, and says what it expected when they are not there."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from teacherfarm.crops.sample_readers import SampleReader, expand, open_samples
+from teacherfarm.protos.faults import BadDataSet
 
-def image_folder(data: Path, name: str, option: str) -> Path:
-    """DATA/name, with at least one class folder in it. Raises ValueError naming what is there instead."""
-    expected = f"expected {data / name}/CLASS/IMAGE.jpg"
+PLACES = ("{}", "{}.tar", "{}-*.tar", "{}.parquet", "{}-*.parquet", "data/{}-*.parquet")
+
+
+def find_samples(data: Path, name: str, option: str) -> SampleReader:
+    """DATA/name: class folders, or tar or Parquet files. Raises ValueError naming what is there instead."""
+    folder = data / name
+    expected = f"expected {folder}/CLASS/IMAGE.jpg, {folder}-*.tar or {folder}-*.parquet"
     if not data.is_dir():
         raise ValueError(f"{data} is not a folder: {expected}")
-    folder = data / name
-    if not folder.is_dir():
+    location = samples_location(data, name)
+    if location is None:
         there = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
         found = (
             f"its folders are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "no folder there"
         )
         raise ValueError(f"{data} has no folder {name!r} ({found}): {expected}; another name goes to {option}")
-    if not any(entry.is_dir() for entry in folder.iterdir()):
+    if os.path.isdir(location) and not os.listdir(location):
         raise ValueError(f"{folder} holds no class folders: {expected}")
-    return folder
+    return open_samples(location)
+
+
+def samples_location(data: Path, name: str) -> str | None:
+    """The folder DATA/name, or the tar or Parquet files that are called so; None where there are neither."""
+    for place in PLACES:
+        location = os.path.join(data, place.format(name))
+        try:
+            if os.path.isdir(location) or all(map(os.path.isfile, expand(location))):
+                return location
+        except BadDataSet:
+            continue  # no file matches
+    return None

@@ -58,7 +58,7 @@ def test_an_item_is_m_crops_of_one_image_by_plan_and_schedule(folder):
     dataset.set_epoch(2)
     item = dataset[1]
     pixels = decode((folder / "cat/2.JPEG").read_bytes())
-    boxes = plan.boxes([sample_number("cat/2.JPEG")], [6, 7, 8], 40, 60)
+    boxes = plan.boxes([sample_number("cat/2")], [6, 7, 8], 40, 60)
     np.testing.assert_array_equal(item["crops"].numpy(), cut(pixels, boxes, TEACHER))
     np.testing.assert_array_equal(item["images"].numpy(), cut(pixels, boxes, STUDENT))
     assert item["views"].tolist() == [6, 7, 8]
@@ -90,7 +90,7 @@ def test_equal_renderings_are_cut_once_and_shared(folder, monkeypatch):
     batch = collate_crops(dataset.__getitems__([0, 2]))
     assert batch["images"] is batch["crops"]
     assert collate_crops([dataset[0], dataset[2]])["images"].shape == (8, 24, 20, 3)
-    assert decoded == ["cat/10.png", "dog/b.jpg"] * 2
+    assert decoded == ["cat/10", "dog/b"] * 2
 
 
 def test_other_loaders_may_collate_by_themselves(folder):
@@ -117,7 +117,7 @@ def test_the_order_of_files_is_that_of_torchvision(folder):
     theirs = ImageFolder(folder)
     ours = CropDataset(folder, teacher_rendering=TEACHER)
     names = [ours.source.name(index) for index in range(len(ours))]
-    assert names == [path.removeprefix(f"{folder}/") for path, _ in theirs.samples]
+    assert names == [path.removeprefix(f"{folder}/").rpartition(".")[0] for path, _ in theirs.samples]
     assert [ours.source.target(index) for index in range(len(ours))] == theirs.targets
 
 
@@ -128,7 +128,7 @@ def test_an_image_folder_and_its_subset_keep_names_and_crops(folder):
     same(by_torchvision[3], whole[3])
     subset = CropDataset(Subset(ImageFolder(folder), [3, 1]), teacher_rendering=TEACHER)
     assert len(subset) == 2
-    assert subset.source.name(0) == "dog/deep/a.jpg"
+    assert subset.source.name(0) == "dog/deep/a"
     same(subset[0] | {"samples": whole[3]["samples"]}, whole[3])
     same(next(iter(DataLoader(Subset(whole, [3]), collate_fn=collate_crops))), whole[3])
 
@@ -170,7 +170,7 @@ def test_what_is_no_image_is_refused_with_advice(item, words):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no images in"):
         CropDataset(tmp_path, teacher_rendering=TEACHER)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match=r"no data set at .*one folder per class"):
         CropDataset(tmp_path / "missing", teacher_rendering=TEACHER)
     with pytest.raises(ValueError, match="images by index"):
         CropDataset(iter([]), teacher_rendering=TEACHER)
@@ -183,7 +183,7 @@ def test_an_unreadable_image_is_raised_or_skipped_with_weight_zero(folder, damag
     (folder / "cat/2.JPEG").write_bytes(damage)
     schedule = ViewSchedule(per_visit=2)
     strict = CropDataset(folder, teacher_rendering=TEACHER, schedule=schedule)
-    with pytest.raises(UnreadableImage, match=r"cat/2\.JPEG"):
+    with pytest.raises(UnreadableImage, match="cat/2"):
         strict[1]
     lenient = CropDataset(
         folder, teacher_rendering=TEACHER, student_rendering=STUDENT, schedule=schedule, on_unreadable="skip"
@@ -198,7 +198,7 @@ def test_an_unreadable_image_is_raised_or_skipped_with_weight_zero(folder, damag
         assert batch[name][[0, 2]].any()
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
-    assert "cat/2.JPEG" in warnings[0]
+    assert "cat/2:" in warnings[0]
     assert torch.equal(batch["crops"][0], strict[0]["crops"][0])
 
 
