@@ -13,6 +13,7 @@ import numpy as np
 
 from teacherfarm.crops.crop_plan import BOX, CropPlan
 from teacherfarm.protos.crop import Rendering
+from teacherfarm.protos.faults import LabelsMismatch
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import Activation, Precision, TeacherCard, classes_hash, from_json_value
 
@@ -127,6 +128,16 @@ class Manifest:
                 return name, our, their
         return None
 
+    def refuse_other(self, wanted: Manifest, where: str) -> None:
+        """Raise LabelsMismatch naming the first field in which the labels in ``where`` are not the ones ``wanted``."""
+        found = self.mismatch(wanted)
+        if found is not None:
+            name, ours, theirs = found
+            raise LabelsMismatch(
+                f"the labels recorded in {where} have {name} {ours!r}, wanted is {theirs!r}: use labels that were "
+                "recorded so, ask for what was recorded, or record anew into another folder"
+            )
+
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values that :meth:`from_dict` reads back to an equal manifest."""
         return {
@@ -172,7 +183,7 @@ class Manifest:
 
 def _dtype(fields: object) -> np.dtype[np.void]:
     try:
-        dtype: np.dtype[np.void] = np.dtype(fields)  # type: ignore[call-overload]
+        dtype: np.dtype[np.void] = np.dtype(list(fields))  # type: ignore[call-overload, assignment]
     except (TypeError, ValueError) as error:
         raise ValueError(f"manifest.record_dtype is no list of [name, number type, shape]: {error}") from error
     if dtype.hasobject or not dtype.itemsize:
