@@ -50,6 +50,9 @@ class BatchViews(Generic[Batch]):
                     raise ValueError(
                         f"{name}= must give one number for each of {num_crops} crops, got {list(numbers.shape)}"
                     )
+            if self.weight is not None:
+                # No image, no label: neither one to ask again nor one to keep.
+                arguments["samples"] = np.where(np.asarray(self.weight(batch)) > 0, arguments["samples"], -1)
         return Question(crops=crops, arguments=arguments, num_crops=num_crops)
 
 

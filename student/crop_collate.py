@@ -21,8 +21,9 @@ class Crops(TypedDict):
     """The m crops of one image, or those of a batch of B images: N = m * B crops, first the first crop of every image,
     then the second ones, and so on.
 
-    ``crops``: uint8 [N, H, W, 3] in the teacher's rendering. ``images``: the student's view of the same boxes, uint8
-    [N, h, w, 3] or what the student's transform made of it. ``targets``: int64 [N]. ``keys``: 16 bytes a crop.
+    ``crops``: uint8 [N, H, W, 3] in the teacher's rendering; H and W are 0 where no teacher is to see them. ``images``:
+    the student's view of the same boxes, uint8 [N, h, w, 3] or what the student's transform made of it. ``targets``:
+    int64 [N]. ``keys``: 16 bytes a crop that a teacher is to see.
     ``weight``: float32 [N], 0 for an image that could not be read (its pixels are zeros). ``samples``: int64 [N], the
     index in the data set. ``views``: int64 [N], the number of the crop.
     """
@@ -56,7 +57,7 @@ class CropsOfImages(Sequence[Crops]):
         column = range(self.num_images)[index]
 
         def of_image(values: Tensor) -> Tensor:
-            return values.view(-1, self.num_images, *values.shape[1:])[:, column]
+            return values.view(len(values) // self.num_images, self.num_images, *values.shape[1:])[:, column]
 
         batch = self.batch
         keys = np.frombuffer(batch["keys"], np.uint8).reshape(-1, self.num_images, CROP_KEY_BYTES)

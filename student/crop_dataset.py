@@ -22,9 +22,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
 from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.sample_index import HASH_BYTES
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import CROP_KEY_BYTES, CropBox, CropRef, Rendering, reference_keys
-from teacherfarm.protos.faults import UnreadableImage
+from teacherfarm.protos.faults import SampleChanged, UnreadableImage
 from teacherfarm.student.crop_collate import Crops, CropsOfImages, collate_crops, empty_batch
 from teacherfarm.student.image_sources import ImageSource, SourceImage, image_source
 from teacherfarm.student.stateless_transform import StatelessTransform
@@ -56,10 +57,13 @@ class CropDataset(Dataset[Crops]):
 
     - ``images``: a folder with one folder per class, or any data set of (image, target) without transforms, where
       an image is a Pillow image, a uint8 array [H, W, 3], encoded bytes or a path.
+    - ``teacher_rendering``: how the teacher sees a box; None where labels are replayed and no teacher is to see any.
     - ``student_rendering``: how the student sees a box; the teacher's way where it is not given.
     - ``student_transform``: called on each crop in the student's rendering as a Pillow image; returns a tensor, of
       one shape for all crops (RandAugment, ToTensor, Normalize, RandomErasing ... of torchvision or timm). Its
       random numbers depend on (seed, sample, view) alone, whichever worker runs it: a resumed run sees the same.
+    - ``hashes``: V16 [images], XXH3-128 of what each image held when its labels were recorded, zeros where unknown; one
+      that changed since is treated as unreadable (SampleChanged), so that it gets no other image's label.
     - ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0,
       and a warning names the image.
 
@@ -70,21 +74,28 @@ class CropDataset(Dataset[Crops]):
         self,
         images: str | Path | Sequence[Any] | Dataset[Any],
         *,
-        teacher_rendering: Rendering,
+        teacher_rendering: Rendering | None,
         student_rendering: Rendering | None = None,
         plan: CropPlan | None = None,
         schedule: ViewSchedule | None = None,
         student_transform: Callable[[Image], Tensor] | None = None,
+        hashes: NDArray[np.void] | None = None,
         on_unreadable: OnUnreadable = "raise",
     ) -> None:
+        rendering = student_rendering or teacher_rendering
+        if rendering is None:
+            raise ValueError("without teacher_rendering there must be a student_rendering: which crops to cut?")
         if on_unreadable not in ("raise", "skip"):
             raise ValueError(f"on_unreadable is 'raise' or 'skip', got {on_unreadable!r}")
         self.source: ImageSource = image_source(images)
         self.teacher_rendering = teacher_rendering
-        self.student_rendering = student_rendering or teacher_rendering
+        self.student_rendering = rendering
         self.plan = plan or CropPlan()
         self.schedule = schedule or ViewSchedule()
         self.on_unreadable = on_unreadable
+        self._hashes = None if hashes is None else np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
+        if self._hashes is not None and len(self._hashes) != len(self.source):
+            raise ValueError(f"{len(self.source)} images need as many hashes, got {len(self._hashes)}")
         self._transform = StatelessTransform(student_transform, seed=self.plan.seed) if student_transform else None
         self._skipped: set[str] = set()
         # Shared, because persistent workers keep the data set that they were started with.
@@ -131,10 +142,11 @@ class CropDataset(Dataset[Crops]):
         if self.student_rendering != self.teacher_rendering:
             allocate = empty_batch if self._transform is None else _empty_here
             images = _blank(allocate, num_views, num_images, self.student_rendering)
-        keys = np.empty((num_views, num_images, CROP_KEY_BYTES), np.uint8)
+        keys = np.empty((num_views if self.teacher_rendering else 0, num_images, CROP_KEY_BYTES), np.uint8)
         for column, image in enumerate(loaded):
             self._cut(image, boxes_BM[column], crops[:, column], images[:, column])
-            keys[:, column] = self._keys(image, boxes_BM[column])
+            if self.teacher_rendering is not None:
+                keys[:, column] = self._keys(image, boxes_BM[column], self.teacher_rendering)
         seen = images if self._transform is None else self._transformed(images, loaded, views_BM)
 
         flat = crops.flatten(0, 1)
@@ -155,12 +167,24 @@ class CropDataset(Dataset[Crops]):
         loaded = _Loaded(name=name, number=sample_number(name), target=self.source.target(index))
         try:
             image = self.source.load(index)
+            self._check_unchanged(index, name, image)
             loaded.target = image.target
             loaded.height, loaded.width = image.size(name)
             loaded.image = image
-        except UnreadableImage as fault:
+        except (UnreadableImage, SampleChanged) as fault:
             self._skip(loaded, fault)
         return loaded
+
+    def _check_unchanged(self, index: int, name: str, image: SourceImage) -> None:
+        if self._hashes is None or not self._hashes[index]:
+            return
+        now = image.digest().rpartition(":")[2]
+        before = bytes(self._hashes[index]).ljust(HASH_BYTES, b"\0").hex()
+        if now != before:
+            raise SampleChanged(
+                f"image {name} changed since its labels were recorded: it hashes to {now} and did to {before}; restore "
+                "it, or record its labels anew into another folder"
+            )
 
     def _cut(self, loaded: _Loaded, boxes: NDArray[np.void], crops: Tensor, images: Tensor) -> None:
         """Fill one image's crops [m, H, W, 3] in both renderings; with zeros where it cannot be read."""
@@ -174,11 +198,12 @@ class CropDataset(Dataset[Crops]):
             crops.zero_()
             images.zero_()
             return
-        cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
+        if self.teacher_rendering is not None:
+            cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
         if not same:
             cut(pixels, boxes, self.student_rendering, out=images.numpy())
 
-    def _keys(self, loaded: _Loaded, boxes: NDArray[np.void]) -> NDArray[np.uint8]:
+    def _keys(self, loaded: _Loaded, boxes: NDArray[np.void], rendering: Rendering) -> NDArray[np.uint8]:
         """Keys [m, 16]: by what the image holds, so that neither two data sets' equal names nor a changed file can be
         taken for one another.
         """
@@ -188,7 +213,7 @@ class CropDataset(Dataset[Crops]):
         else:
             reference = CropRef(dataset="", sample=loaded.image.digest())
             references, places = [reference] * len(boxes), crop_boxes(boxes)
-        keys = reference_keys(references, places, self.teacher_rendering)
+        keys = reference_keys(references, places, rendering)
         return np.frombuffer(keys, np.uint8).reshape(-1, CROP_KEY_BYTES)
 
     def _transformed(self, images: Tensor, loaded: Sequence[_Loaded], views_BM: NDArray[np.int64]) -> Tensor:
@@ -208,7 +233,7 @@ class CropDataset(Dataset[Crops]):
         assert block is not None
         return block
 
-    def _skip(self, loaded: _Loaded, fault: UnreadableImage) -> None:
+    def _skip(self, loaded: _Loaded, fault: UnreadableImage | SampleChanged) -> None:
         loaded.image = None
         if self.on_unreadable == "raise":
             raise fault
@@ -218,9 +243,13 @@ class CropDataset(Dataset[Crops]):
 
 
 def _blank(
-    allocate: Callable[[Sequence[int], torch.dtype], Tensor], num_views: int, num_images: int, rendering: Rendering
+    allocate: Callable[[Sequence[int], torch.dtype], Tensor],
+    num_views: int,
+    num_images: int,
+    rendering: Rendering | None,
 ) -> Tensor:
-    return allocate((num_views, num_images, rendering.height, rendering.width, 3), torch.uint8)
+    height, width = (rendering.height, rendering.width) if rendering else (0, 0)
+    return allocate((num_views, num_images, height, width, 3), torch.uint8)
 
 
 def _empty_here(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

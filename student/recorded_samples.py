@@ -1,0 +1,102 @@
+"""Which recorded sample is which of a data set's, and the index of a data set that is to be recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex, index_dataset
+from teacherfarm.crops.sample_names import name_array
+from teacherfarm.label_store.label_directory import LabelDirectory
+from teacherfarm.protos.faults import UnknownSample, UnreadableImage
+from teacherfarm.student.image_sources import ImageSource, SampleImages
+
+_log = logging.getLogger(__name__)
+
+
+def rows_by_name(index: SampleIndex, source: ImageSource) -> NDArray[np.int64]:
+    """The recorded row of each of a data set's images: by name, and where the name is unknown by content; else -1.
+
+    Reads only images of unknown names; that the others hold what was recorded is seen as they are read
+    (``CropDataset(hashes=)``).
+    """
+    names = names_of(source)
+    if len(names) == len(index) and np.array_equal(names, index.names):
+        return np.arange(len(index))
+    order = np.argsort(index.names, kind="stable")
+    places = np.searchsorted(index.names[order], names)
+    places[places == len(order)] = 0
+    rows: NDArray[np.int64] = order[places]
+    unknown = np.flatnonzero(index.names[rows] != names)
+    for place in unknown.tolist():
+        rows[place] = _row_by_content(index, source, place)
+    if lost := [source.name(place) for place in unknown.tolist() if rows[place] < 0]:
+        named = ", ".join(map(repr, lost[:5])) + (", ..." if len(lost) > 5 else "")
+        _log.warning("%d of %d images were never recorded, under any name: %s", len(lost), len(names), named)
+    return rows
+
+
+def rows_at(rows: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of samples; -1 for images that could not be read (negative samples)."""
+    return np.where(samples >= 0, rows[samples], -1)
+
+
+def hashes_of(index: SampleIndex, rows: NDArray[np.int64]) -> NDArray[np.void]:
+    """The recorded content hashes of a data set's images; zeros where there is no record."""
+    hashes = np.zeros(len(rows), f"V{HASH_BYTES}")
+    hashes[rows >= 0] = np.ascontiguousarray(index.hashes).view(f"V{HASH_BYTES}")[rows[rows >= 0]]
+    return hashes
+
+
+def names_of(source: ImageSource) -> NDArray[np.bytes_]:
+    """Every image's name."""
+    if isinstance(source, SampleImages):
+        return source.samples.names
+    return name_array([source.name(place) for place in range(len(source))])
+
+
+def index_of(
+    source: ImageSource, directory: str | Path, *, progress: Callable[[int], None] | None = None
+) -> SampleIndex:
+    """The index that labels in ``directory`` are recorded with; a new directory's data set is read through for it."""
+    kept = LabelDirectory(directory)
+    if kept.exists():
+        return kept.read_samples(kept.read().manifest)
+    if isinstance(source, SampleImages):
+        return index_dataset(source.samples, progress=progress)
+    count = len(source)
+    hashes = np.zeros((count, HASH_BYTES), np.uint8)
+    sizes = np.zeros((2, count), np.uint32)
+    for place in range(count):
+        try:
+            image = source.load(place)
+            hashes[place] = content_hash(image.digest())
+            sizes[:, place] = image.size(source.name(place))
+        except UnreadableImage as fault:
+            _log.warning("%s", fault)
+        if progress is not None:
+            progress(1)
+    return SampleIndex(
+        names=names_of(source),
+        hashes=hashes.view(f"V{HASH_BYTES}").reshape(-1),
+        heights=sizes[0],
+        widths=sizes[1],
+        targets=np.array([source.target(place) for place in range(count)], np.int64),
+    )
+
+
+def content_hash(digest: str) -> NDArray[np.uint8]:
+    """The 16 bytes of an image's digest (``SourceImage.digest``)."""
+    return np.frombuffer(bytes.fromhex(digest.rpartition(":")[2]), np.uint8)
+
+
+def _row_by_content(index: SampleIndex, source: ImageSource, place: int) -> int:
+    try:
+        hashed = content_hash(source.load(place).digest())
+        return int(index.find([b""], hashed.view(f"V{HASH_BYTES}"))[0])
+    except (UnreadableImage, UnknownSample):
+        return -1
