@@ -22,7 +22,8 @@ MOST_PRIORITY = 8
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area"]
 NumberType = Literal["uint8", "uint16", "float32"]
-Codec = Literal["raw", "jpeg"]
+Codec = Literal["raw", "jpeg", "reference"]
+"""How a session's crops travel. "reference": as a few bytes that name them, or raw where the server lacks a sample."""
 
 NUMBER_BYTES: dict[NumberType, int] = {"uint8": 1, "uint16": 2, "float32": 4}
 
@@ -170,16 +171,36 @@ def pixel_keys(pixels: NDArray[Any]) -> bytes:
     return b"".join([digest(row.data) for row in rows])
 
 
+def content_keys(contents: Sequence[str], boxes: NDArray[np.void], rendering: Rendering) -> bytes:
+    """What :func:`reference_keys` makes of samples that are named by nothing but their content's digest.
+
+    ``boxes``: records of top, left, height, width (unsigned 32 bits, little-endian) and flip, 17 bytes each.
+    """
+    import xxhash
+
+    places, tail = boxes.tobytes(), _rendering_bytes(rendering)
+    digest, size = xxhash.xxh3_128_digest, boxes.dtype.itemsize
+    keys = [
+        digest(b"\0%b\0%b%b" % (content.encode(), places[row * size : row * size + size], tail))
+        for row, content in enumerate(contents)
+    ]
+    return b"".join(keys)
+
+
 def reference_keys(references: Sequence[CropRef], boxes: Sequence[CropBox], rendering: Rendering) -> bytes:
     """Crop keys of crops named by sample and box in one rendering, joined; no pixel is read."""
     import xxhash
 
-    tail = struct.pack(
-        "<II8s?", rendering.height, rendering.width, rendering.interpolation.encode(), rendering.antialias
-    )
+    tail = _rendering_bytes(rendering)
     keys = []
     for reference, box in zip(references, boxes, strict=True):
         name = f"{reference.dataset}\0{reference.sample}\0".encode()
         place = struct.pack("<4I?", box.top, box.left, box.height, box.width, box.flip)
         keys.append(xxhash.xxh3_128_digest(name + place + tail))
     return b"".join(keys)
+
+
+def _rendering_bytes(rendering: Rendering) -> bytes:
+    return struct.pack(
+        "<II8s?", rendering.height, rendering.width, rendering.interpolation.encode(), rendering.antialias
+    )

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from teacherfarm.protos.crop import Codec, CropFormat
+from teacherfarm.protos.crop import Codec, CropFormat, Rendering
 from teacherfarm.protos.faults import TeacherFarmFault
+from teacherfarm.protos.references import Mixing, Place
 from teacherfarm.protos.soft_label import LabelSpec
 
 WIRE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SampleView:
+    """A data set that the server has, too, by the server's name, and how crops of its samples become pixels.
+
+    ``plan``: a crop plan as JSON; empty where every crop comes with its box.
+    """
+
+    dataset: str
+    rendering: Rendering
+    plan: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """A student's first message on a session. ``crop_format``: None for the teacher's own, in ``codec``."""
+    """A student's first message on a session. ``crop_format``: None for the teacher's own, in ``codec``.
+
+    ``samples`` goes with the codec "reference", and only with it.
+    """
 
     teacher: str
     spec: LabelSpec
@@ -23,28 +39,37 @@ class Hello:
     expected_teacher_digest: str = ""
     expected_artifact_digest: str = ""
     student: str = ""
+    samples: SampleView | None = None
     wire_version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
         if self.crop_format is not None and self.crop_format.codec != self.codec:
             raise ValueError(f"codec {self.codec!r} beside a crop format in {self.crop_format.codec!r}")
+        if (self.codec == "reference") != (self.samples is not None):
+            raise ValueError("crops go by reference where both are said: codec 'reference', and the samples' data set")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Welcome:
-    """The server's answer to Hello; the payload is the teacher card as JSON. ``keys_wanted``: see SliceLabels."""
+    """The server's answer to Hello; the payload is the teacher card as JSON. ``keys_wanted``: see SliceLabels.
+
+    ``slice_crops``: most crops in one slice of pixels; ``reference_crops``: in one by reference, 0 for none.
+    """
 
     session_id: str
     window_crops: int
     slice_crops: int
     artifact_digest: str
     keys_wanted: bool = False
+    reference_crops: int = 0
     wire_version: int = WIRE_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Rows ``first_row`` to ``first_row + num_crops`` of a crop batch; the payload is their pixels."""
+    """Rows ``first_row`` to ``first_row + num_crops`` of a crop batch; the payload is their pixels, or by ``place``
+    and ``mixing`` what :mod:`teacherfarm.protos.references` packs.
+    """
 
     batch_id: int
     first_row: int
@@ -53,6 +78,16 @@ class Slice:
     keys: bytes = b""
     crop_bytes: tuple[int, ...] = ()
     priority: int = 0
+    place: Place = "pixels"
+    mixing: Mixing = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefusedCrop:
+    """Why one crop by reference got no label; ``row`` counts within its answer."""
+
+    row: int
+    fault: TeacherFarmFault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +95,7 @@ class SliceLabels:
     """The answer to one slice, or to several that follow each other in a batch; payload: ``num_crops`` label records.
 
     ``keys_wanted``: another session could ask the same crops at the same time, so keys are worth their making.
+    ``refused``: crops by reference that the server could not cut; their records mean nothing.
     """
 
     batch_id: int
@@ -67,6 +103,7 @@ class SliceLabels:
     num_crops: int
     window_crops: int
     keys_wanted: bool = False
+    refused: tuple[RefusedCrop, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

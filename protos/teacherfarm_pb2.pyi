@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,41 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Place:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Place.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIXELS: _Place.ValueType  # 0
+    VIEW: _Place.ValueType  # 1
+    BOX: _Place.ValueType  # 2
+
+class Place(_Place, metaclass=_PlaceEnumTypeWrapper):
+    """What a slice's payload is: pixels, or packed references (see references.py) whose boxes the plan or they give."""
+
+PIXELS: Place.ValueType  # 0
+VIEW: Place.ValueType  # 1
+BOX: Place.ValueType  # 2
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+class _Mixing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MixingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mixing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNMIXED: _Mixing.ValueType  # 0
+    MIXUP: _Mixing.ValueType  # 1
+    CUTMIX: _Mixing.ValueType  # 2
+
+class Mixing(_Mixing, metaclass=_MixingEnumTypeWrapper): ...
+
+UNMIXED: Mixing.ValueType  # 0
+MIXUP: Mixing.ValueType  # 1
+CUTMIX: Mixing.ValueType  # 2
+Global___Mixing: _TypeAlias = Mixing  # noqa: Y015
 
 @_typing.final
 class Header(_message.Message):
@@ -45,7 +81,7 @@ class Header(_message.Message):
 
     @_builtins.property
     def slice(self) -> Global___Slice:
-        """payload: pixels"""
+        """payload: pixels or references"""
 
     @_builtins.property
     def slice_labels(self) -> Global___SliceLabels:
@@ -197,6 +233,7 @@ class Hello(_message.Message):
     CROP_FORMAT_FIELD_NUMBER: _builtins.int
     STUDENT_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     api_key: _builtins.str
     teacher: _builtins.str
@@ -206,12 +243,16 @@ class Hello(_message.Message):
     student: _builtins.str
     """free text for logs"""
     codec: _builtins.str
-    """raw or jpeg"""
+    """raw, jpeg or reference"""
     @_builtins.property
     def spec(self) -> Global___LabelSpec: ...
     @_builtins.property
     def crop_format(self) -> Global___CropFormat:
         """absent: the teacher's own"""
+
+    @_builtins.property
+    def samples(self) -> Global___SampleView:
+        """with codec reference: whose crops"""
 
     def __init__(
         self,
@@ -225,14 +266,54 @@ class Hello(_message.Message):
         crop_format: Global___CropFormat | None = ...,
         student: _builtins.str = ...,
         codec: _builtins.str = ...,
+        samples: Global___SampleView | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["crop_format", b"crop_format", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["crop_format", b"crop_format", "samples", b"samples", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "codec", b"codec", "crop_format", b"crop_format", "expected_artifact_digest", b"expected_artifact_digest", "expected_teacher_digest", b"expected_teacher_digest", "spec", b"spec", "student", b"student", "teacher", b"teacher", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "codec", b"codec", "crop_format", b"crop_format", "expected_artifact_digest", b"expected_artifact_digest", "expected_teacher_digest", b"expected_teacher_digest", "samples", b"samples", "spec", b"spec", "student", b"student", "teacher", b"teacher", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class SampleView(_message.Message):
+    """A data set that the server has, too, and how crops of its samples become pixels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    INTERPOLATION_FIELD_NUMBER: _builtins.int
+    ANTIALIAS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """the server's name for it"""
+    plan: _builtins.str
+    """crop plan as JSON; empty where every crop comes with its box"""
+    height: _builtins.int
+    """the rendering"""
+    width: _builtins.int
+    interpolation: _builtins.str
+    antialias: _builtins.bool
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        plan: _builtins.str = ...,
+        height: _builtins.int = ...,
+        width: _builtins.int = ...,
+        interpolation: _builtins.str = ...,
+        antialias: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["antialias", b"antialias", "dataset", b"dataset", "height", b"height", "interpolation", b"interpolation", "plan", b"plan", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleView: _TypeAlias = SampleView  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -244,6 +325,7 @@ class Welcome(_message.Message):
     SLICE_CROPS_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
     KEYS_WANTED_FIELD_NUMBER: _builtins.int
+    REFERENCE_CROPS_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     session_id: _builtins.str
     window_crops: _builtins.int
@@ -253,6 +335,8 @@ class Welcome(_message.Message):
     """of what is really run: file, precision, provider class"""
     keys_wanted: _builtins.bool
     """see SliceLabels"""
+    reference_crops: _builtins.int
+    """most crops in one slice by reference; 0: none are taken"""
     def __init__(
         self,
         *,
@@ -262,10 +346,11 @@ class Welcome(_message.Message):
         slice_crops: _builtins.int = ...,
         artifact_digest: _builtins.str = ...,
         keys_wanted: _builtins.bool = ...,
+        reference_crops: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "keys_wanted", b"keys_wanted", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "keys_wanted", b"keys_wanted", "reference_crops", b"reference_crops", "session_id", b"session_id", "slice_crops", b"slice_crops", "window_crops", b"window_crops", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,6 +369,8 @@ class Slice(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     CROP_BYTES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    MIXING_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     first_row: _builtins.int
     num_crops: _builtins.int
@@ -293,6 +380,8 @@ class Slice(_message.Message):
     """16 bytes a crop, or empty"""
     priority: _builtins.int
     """-8 to 8; orders batches within one project"""
+    place: Global___Place.ValueType
+    mixing: Global___Mixing.ValueType
     @_builtins.property
     def crop_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """one length a crop where the codec's lengths vary"""
@@ -307,10 +396,12 @@ class Slice(_message.Message):
         keys: _builtins.bytes = ...,
         crop_bytes: _abc.Iterable[_builtins.int] | None = ...,
         priority: _builtins.int = ...,
+        place: Global___Place.ValueType = ...,
+        mixing: Global___Mixing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "crop_bytes", b"crop_bytes", "first_row", b"first_row", "keys", b"keys", "num_crops", b"num_crops", "priority", b"priority", "taken_crops", b"taken_crops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "crop_bytes", b"crop_bytes", "first_row", b"first_row", "keys", b"keys", "mixing", b"mixing", "num_crops", b"num_crops", "place", b"place", "priority", b"priority", "taken_crops", b"taken_crops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,12 +418,17 @@ class SliceLabels(_message.Message):
     NUM_CROPS_FIELD_NUMBER: _builtins.int
     WINDOW_CROPS_FIELD_NUMBER: _builtins.int
     KEYS_WANTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     first_row: _builtins.int
     num_crops: _builtins.int
     window_crops: _builtins.int
     keys_wanted: _builtins.bool
     """another session could ask the same crops: make keys of those that have none"""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCrop]:
+        """by reference: rows whose records mean nothing"""
+
     def __init__(
         self,
         *,
@@ -341,14 +437,44 @@ class SliceLabels(_message.Message):
         num_crops: _builtins.int = ...,
         window_crops: _builtins.int = ...,
         keys_wanted: _builtins.bool = ...,
+        refused: _abc.Iterable[Global___RefusedCrop] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "first_row", b"first_row", "keys_wanted", b"keys_wanted", "num_crops", b"num_crops", "window_crops", b"window_crops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "first_row", b"first_row", "keys_wanted", b"keys_wanted", "num_crops", b"num_crops", "refused", b"refused", "window_crops", b"window_crops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SliceLabels: _TypeAlias = SliceLabels  # noqa: Y015
+
+@_typing.final
+class RefusedCrop(_message.Message):
+    """Why one crop by reference got no label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """within this answer"""
+    code: _builtins.int
+    message: _builtins.str
+    """empty where the first of its kind said enough"""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedCrop: _TypeAlias = RefusedCrop  # noqa: Y015
 
 @_typing.final
 class Fault(_message.Message):

@@ -12,9 +12,10 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from teacherfarm.protos import teacherfarm_pb2 as pb
-from teacherfarm.protos.crop import CROP_KEY_BYTES, MOST_PRIORITY, Codec, CropFormat
+from teacherfarm.protos.crop import CROP_KEY_BYTES, MOST_PRIORITY, Codec, CropFormat, Rendering
 from teacherfarm.protos.faults import (
     BadLabelSpec,
+    BadReference,
     MalformedMessage,
     MessageTooLarge,
     TeacherFarmFault,
@@ -32,6 +33,8 @@ from teacherfarm.protos.messages import (
     ListTeachers,
     Ping,
     Pong,
+    RefusedCrop,
+    SampleView,
     Slice,
     SliceFault,
     SliceLabels,
@@ -42,9 +45,10 @@ from teacherfarm.protos.messages import (
     Value,
     Welcome,
 )
+from teacherfarm.protos.references import Mixing, Place
 from teacherfarm.protos.soft_label import FeatureType, LabelSpec
 
-PAYLOAD_BYTES = 1 << 20
+PAYLOAD_BYTES = 2 << 20
 """Most bytes of a payload, unless a single crop or label is larger."""
 HEADER_BYTES = 64 << 10
 """Most bytes of a header: 16 bytes of key for each of 1024 crops, and room."""
@@ -53,8 +57,14 @@ MESSAGE_OVERHEAD_BYTES = 16
 """Tags and lengths around header and payload in a gRPC message."""
 FAULT_TEXT_CHARACTERS = 4000
 LONGEST_RETRY_AFTER_S = 600.0
+REFUSALS_IN_WORDS = 16
+REFUSAL_CHARACTERS = 1000
 MOST_PER_S = 1e9
 """Crops per second beyond which a peer's word is not believed."""
+
+PLACES: tuple[Place, ...] = ("pixels", "view", "box")
+MIXINGS: tuple[Mixing, ...] = ("none", "mixup", "cutmix")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -75,6 +85,9 @@ def encode_header(value: Value) -> bytes:
                 slice_.keys = value.keys
             if value.crop_bytes:
                 slice_.crop_bytes.extend(value.crop_bytes)
+            if value.place != "pixels":
+                slice_.place = PLACES.index(value.place)  # type: ignore[assignment]
+                slice_.mixing = MIXINGS.index(value.mixing)  # type: ignore[assignment]
             return header.SerializeToString()
         case SliceLabels():
             header = pb.Header()
@@ -84,6 +97,10 @@ def encode_header(value: Value) -> bytes:
             labels.num_crops = value.num_crops
             labels.window_crops = value.window_crops
             labels.keys_wanted = value.keys_wanted
+            for number, refused in enumerate(value.refused):
+                # Every fault has its code; beyond the first few their words would not fit.
+                words = _text(refused.fault.message, REFUSAL_CHARACTERS) if number < REFUSALS_IN_WORDS else ""
+                labels.refused.add(row=refused.row, code=refused.fault.code, message=words)
             return header.SerializeToString()
         case SliceFault():
             return pb.Header(
@@ -128,6 +145,7 @@ def _encode_rare(value: Value) -> pb.Header:
                     ),
                     codec=value.codec,
                     student=value.student,
+                    samples=_encode_samples(value.samples),
                 )
             )
         case Welcome():
@@ -139,6 +157,7 @@ def _encode_rare(value: Value) -> pb.Header:
                     slice_crops=value.slice_crops,
                     artifact_digest=value.artifact_digest,
                     keys_wanted=value.keys_wanted,
+                    reference_crops=value.reference_crops,
                 )
             )
         case GoAway():
@@ -191,6 +210,7 @@ def decode_header(header: Buffer) -> Value:
                 num_crops=answer.num_crops,
                 window_crops=answer.window_crops,
                 keys_wanted=answer.keys_wanted,
+                refused=tuple(_decode_refusal(refused, answer.num_crops) for refused in answer.refused),
             )
         case "fault":
             fault = parsed.fault
@@ -205,9 +225,42 @@ def decode_header(header: Buffer) -> Value:
             return _decode_rare(kind, parsed)
 
 
-def _text(message: str) -> str:
+def _text(message: str, most_characters: int = FAULT_TEXT_CHARACTERS) -> str:
     """What protobuf takes as text: a file name that is not UTF-8 must not stop a fault on its way."""
-    return message[:FAULT_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+    return message[:most_characters].encode("utf-8", "replace").decode()
+
+
+def _encode_samples(samples: SampleView | None) -> pb.SampleView | None:
+    if samples is None:
+        return None
+    rendering = samples.rendering
+    return pb.SampleView(
+        dataset=samples.dataset,
+        plan=samples.plan,
+        height=rendering.height,
+        width=rendering.width,
+        interpolation=rendering.interpolation,
+        antialias=rendering.antialias,
+    )
+
+
+def _decode_samples(samples: pb.SampleView) -> SampleView:
+    try:
+        rendering = Rendering(
+            height=samples.height,
+            width=samples.width,
+            interpolation=_one_of(samples.interpolation, INTERPOLATIONS, BadReference),
+            antialias=samples.antialias,
+        )
+    except ValueError as error:
+        raise BadReference(f"crops by reference: {error}") from error
+    return SampleView(dataset=samples.dataset, plan=samples.plan, rendering=rendering)
+
+
+def _decode_refusal(refused: pb.RefusedCrop, num_crops: int) -> RefusedCrop:
+    if refused.row >= num_crops:
+        raise MalformedMessage(f"crop {refused.row} of {num_crops} was refused")
+    return RefusedCrop(row=refused.row, fault=from_code(refused.code, refused.message))
 
 
 def _delay_s(retry_after_s: float) -> float:
@@ -228,6 +281,8 @@ def _decode_slice(slice_: pb.Slice) -> Slice:
         raise MalformedMessage(f"{num_crops} crops with {len(slice_.keys)} bytes of keys, not {CROP_KEY_BYTES} each")
     if abs(slice_.priority) > MOST_PRIORITY:
         raise MalformedMessage(f"priority {slice_.priority} lies outside -{MOST_PRIORITY}..{MOST_PRIORITY}")
+    if slice_.place not in range(len(PLACES)) or slice_.mixing not in range(len(MIXINGS)):
+        raise MalformedMessage(f"a slice of place {slice_.place} and mixing {slice_.mixing}, unknown here")
     crop_bytes = tuple(slice_.crop_bytes)
     if crop_bytes and len(crop_bytes) != num_crops:
         raise MalformedMessage(f"{num_crops} crops with {len(crop_bytes)} lengths")
@@ -239,6 +294,8 @@ def _decode_slice(slice_: pb.Slice) -> Slice:
         keys=slice_.keys,
         crop_bytes=crop_bytes,
         priority=slice_.priority,
+        place=PLACES[slice_.place],
+        mixing=MIXINGS[slice_.mixing],
     )
 
 
@@ -256,6 +313,7 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
                 slice_crops=welcome.slice_crops,
                 artifact_digest=welcome.artifact_digest,
                 keys_wanted=welcome.keys_wanted,
+                reference_crops=welcome.reference_crops,
             )
         case "go_away":
             return GoAway(reason=parsed.go_away.reason)
@@ -318,6 +376,8 @@ def _decode_hello(hello: pb.Hello) -> Hello:
             number_type=_one_of(hello.crop_format.number_type, ("uint8", "uint16", "float32"), WrongNumberType),
             codec=_codec(hello.codec),
         )
+    if (hello.codec == "reference") != hello.HasField("samples"):
+        raise MalformedMessage("crops go by reference where Hello says both: codec 'reference', and the data set")
     spec = hello.spec
     return Hello(
         wire_version=hello.wire_version,
@@ -334,6 +394,7 @@ def _decode_hello(hello: pb.Hello) -> Hello:
         crop_format=crop_format,
         codec=_codec(hello.codec),
         student=hello.student[:200],
+        samples=_decode_samples(hello.samples) if hello.HasField("samples") else None,
     )
 
 
@@ -344,7 +405,7 @@ def _one_of(value: str, known: tuple[Any, ...], fault: type[TeacherFarmFault]) -
 
 
 def _codec(value: str) -> Codec:
-    codec: Codec = _one_of(value, ("raw", "jpeg"), MalformedMessage)
+    codec: Codec = _one_of(value, ("raw", "jpeg", "reference"), MalformedMessage)
     return codec
 
 

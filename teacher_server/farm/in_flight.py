@@ -8,9 +8,10 @@ pixels. Joins happen inside one scope only (project, teacher, label spec), so no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.crop import CROP_KEY_BYTES
@@ -24,6 +25,7 @@ class Claim:
         self._scope = scope
         self._owned: dict[bytes, int] = {}
         self._records: NDArray[Any] | None = None
+        self._unanswered: set[int] = set()
         self._released = False
         self._waiter: asyncio.Future[None] | None = None
         self.fresh: list[int] = []
@@ -39,8 +41,18 @@ class Claim:
             else:
                 self.joined.append((row, owner, owner._owned[key]))
 
-    def fulfil(self, records: NDArray[Any]) -> None:
-        """Hand the answers of the fresh rows, in their order, to everybody who joined."""
+    def fulfil(self, records: NDArray[Any], answered: Sequence[int] | None = None) -> None:
+        """Hand the answers of the fresh rows, in their order, to everybody who joined.
+
+        ``answered``: those of the fresh rows that the records are of, where others got none.
+        """
+        if answered is not None and len(answered) < len(self.fresh):
+            places = {row: place for place, row in enumerate(self.fresh)}
+            indices = [places[row] for row in answered]
+            spread = np.zeros(len(self.fresh), records.dtype)
+            spread[indices] = records
+            self._unanswered = set(range(len(self.fresh))) - set(indices)
+            records = spread
         self._records = records
 
     def release(self) -> None:
@@ -53,6 +65,11 @@ class Claim:
         self._released = True
         if self._waiter is not None:
             self._waiter.set_result(None)
+
+    async def answer(self, index: int) -> Any | None:
+        """The record of one fresh row once the owner released, or None where it left without."""
+        records = await self.answers()
+        return None if records is None or index in self._unanswered else records[index]
 
     async def answers(self) -> NDArray[Any] | None:
         """The owner's records once it released, or None where it left without."""

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from teacherfarm.protos import faults, wire
 from teacherfarm.protos import teacherfarm_pb2 as pb
-from teacherfarm.protos.crop import CropFormat
+from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import (
     BadCrops,
     BadLabelSpec,
     BadMessage,
+    BadReference,
     MalformedMessage,
     MessageTooLarge,
     Overloaded,
@@ -26,7 +27,7 @@ from teacherfarm.protos.faults import (
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.wire import decode_header, encode_header
 
-REFUSALS = (BadMessage, BadLabelSpec, BadCrops)
+REFUSALS = (BadMessage, BadLabelSpec, BadCrops, BadReference)
 
 text = st.text(max_size=40)
 uint32 = st.integers(0, 2**32 - 1)
@@ -48,6 +49,24 @@ formats = st.builds(
 )
 
 
+PLACES = [
+    {},
+    *({"place": place, "mixing": mixing} for place in ("view", "box") for mixing in ("none", "mixup", "cutmix")),
+]
+samples = st.builds(
+    wire.SampleView,
+    dataset=text,
+    plan=text,
+    rendering=st.builds(
+        Rendering,
+        height=st.integers(1, 2**32 - 1),
+        width=st.integers(1, 2**32 - 1),
+        interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "area"]),
+        antialias=st.booleans(),
+    ),
+)
+
+
 @st.composite
 def slices(draw: st.DrawFn) -> wire.Slice:
     num_crops = draw(st.integers(1, wire.SLICE_CROPS))
@@ -60,6 +79,7 @@ def slices(draw: st.DrawFn) -> wire.Slice:
         keys=draw(st.sampled_from([b"", bytes(range(16)) * num_crops])),
         crop_bytes=lengths,
         priority=draw(st.integers(-8, 8)),
+        **draw(st.sampled_from(PLACES)),
     )
 
 
@@ -74,13 +94,15 @@ VALUES: dict[type, st.SearchStrategy] = {
         expected_teacher_digest=text,
         expected_artifact_digest=text,
         student=text,
-    ),
+    )
+    | st.builds(wire.Hello, teacher=text, spec=specs, codec=st.just("reference"), samples=samples),
     wire.Welcome: st.builds(
         wire.Welcome,
         session_id=text,
         window_crops=uint32,
         slice_crops=uint32,
         artifact_digest=text,
+        reference_crops=uint32,
     ),
     wire.Slice: slices(),
     wire.SliceLabels: st.builds(
@@ -129,6 +151,30 @@ def test_figures_of_a_peer_can_always_be_summed_and_shown(told):
     pong = decode_header(pb.Header(pong=pb.Pong(load=pb.FarmLoad(busy=told, labels_per_s=told))).SerializeToString())
     assert ping.report.stall == pong.load.busy == (1.0 if told > 0 else 0.0)
     assert 0 <= pong.load.labels_per_s <= 1e9
+
+
+def test_refused_crops_come_back_as_their_faults_and_fit_a_header():
+    refused = tuple(
+        wire.RefusedCrop(row=row, fault=faults.SampleChanged(f"sample {row}: {'x' * 5000}"))
+        for row in range(wire.SLICE_CROPS)
+    )
+    labels = wire.SliceLabels(batch_id=1, first_row=0, num_crops=wire.SLICE_CROPS, window_crops=9, refused=refused)
+    header = encode_header(labels)
+    assert len(header) <= wire.HEADER_BYTES
+    again = decode_header(header)
+    assert [crop.row for crop in again.refused] == list(range(wire.SLICE_CROPS))
+    assert {type(crop.fault) for crop in again.refused} == {faults.SampleChanged}
+    assert again.refused[3].fault.message.startswith("sample 3: xxx")
+    beyond = pb.Header(slice_labels=pb.SliceLabels(num_crops=2, refused=[pb.RefusedCrop(row=2, code=1)]))
+    with pytest.raises(MalformedMessage, match="crop 2 of 2"):
+        decode_header(beyond.SerializeToString())
+
+
+@pytest.mark.parametrize("hello", [pb.Hello(codec="reference"), pb.Hello(codec="raw", samples=pb.SampleView(height=1))])
+def test_a_hello_by_reference_says_both(hello):
+    hello.wire_version = wire.WIRE_VERSION
+    with pytest.raises(MalformedMessage, match="says both"):
+        decode_header(pb.Header(hello=hello).SerializeToString())
 
 
 def test_the_largest_slice_fits_a_header():
@@ -231,10 +277,11 @@ def fill(message, data):
         values = {
             field.TYPE_BOOL: st.booleans(),
             field.TYPE_DOUBLE: kinds["double"],
-            field.TYPE_STRING: kinds["string"] | st.sampled_from(["uint8", "raw", "jpeg", "float16", "int8"]),
+            field.TYPE_STRING: kinds["string"] | st.sampled_from(["uint8", "raw", "jpeg", "reference", "bilinear", "float16", "int8"]),
             field.TYPE_BYTES: kinds["bytes"],
             field.TYPE_UINT32: st.integers(0, 3) | uint32,
             field.TYPE_UINT64: uint64,
+            field.TYPE_ENUM: st.integers(0, 3) | st.integers(-(2**31), 2**31 - 1),
             field.TYPE_SINT32: st.integers(-(2**31), 2**31 - 1),
         }
         if field.type == field.TYPE_MESSAGE:

@@ -120,3 +120,14 @@ async def test_releasing_takes_nothing_from_a_later_owner():
     second.release()
     assert repr(in_flight) == "<InFlight 0 crop(s)>"
     assert not in_flight._scopes, "scopes come and go with their sessions: no books are kept of them"
+
+
+@on_loop
+async def test_a_crop_that_its_owner_could_not_have_is_passed_on_and_the_others_are_answered():
+    in_flight = InFlight()
+    owner = in_flight.claim("scope", keys_of("abc"), [0, 1, 2])
+    joined = in_flight.claim("scope", keys_of("cba"), [0, 1, 2])
+    owner.fulfil(RECORDS[:2], [0, 2])
+    owner.release()
+    assert [await claim.answer(index) for _, claim, index in joined.joined] == [RECORDS[1], None, RECORDS[0]]
+    assert in_flight.claim("scope", keys_of("b"), [0]).fresh == [0]
