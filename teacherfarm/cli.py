@@ -98,6 +98,12 @@ COMMANDS = (
         about="look after kept labels: a server's store, recorded labels, other projects' files",
     ),
     Command(
+        name="plan",
+        module="teacherfarm.student.recipes.plan_command",
+        extra="student",
+        about="teacher in the loop, streaming or recording: hours, bytes and cores of each, and the cheapest",
+    ),
+    Command(
         name="doctor",
         module="teacherfarm.doctor.command",
         extra="student",

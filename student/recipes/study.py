@@ -154,34 +154,17 @@ def _label_study(options: argparse.Namespace, full: NDArray[np.float32], precisi
 
 
 def _crop_study(options: argparse.Namespace, rows: list[Row], name: str) -> list[str]:
-    exact = {temperature: _no_drift(found) for temperature, found in rows[0].drift.items()}
-    reference = Row(
-        cells={"kind": "reference", "way": "by reference (the server cuts the same pixels)"},
-        num_bytes=REFERENCE_BYTES,
-        drift=exact,
-        advice="serve --dataset NAME=PATH",
-    )
-    table = Table(
-        rows=[reference, *rows],
-        temperatures=_temperatures(options),
-        temperature=options.temperature,
-        budget=options.budget,
-    )
+    temperatures = _temperatures(options)
+    table = Table(rows=rows, temperatures=temperatures, temperature=options.temperature, budget=options.budget)
     title = f"Crops for {name}, {rows[0].drift[options.temperature].num_crops} crops"
-    sent = Table(rows=rows, temperatures=table.temperatures, temperature=table.temperature, budget=table.budget)
     said = [
-        "by reference costs no drift wherever the server can have the data set; where it cannot:",
-        *_chosen(sent, "crop"),
-        "µs: to cut one crop (raw) or to encode and decode it (jpeg), one thread of this machine",
+        f"by reference (serve --dataset NAME=PATH): {REFERENCE_BYTES} bytes, no drift: the server cuts the same pixels",
+        *_chosen(table, "crop"),
+        "µs: to cut one crop (raw) or to encode and decode it (jpeg), on one core of this machine",
     ]
     if options.out is not None:
         draw_crops(table, options.out / "crops.png", title=title)
     return _show(options, title, table, said, "crops")
-
-
-def _no_drift(like: Drift) -> Drift:
-    zeros = dict.fromkeys(("kl_mean", "kl_error", "kl_p99", "kl_worst", "missed_mean", "moved_mean"), 0.0)
-    return Drift(num_crops=like.num_crops, top1=1.0, **zeros)
 
 
 def _label_advice(kind: LabelFormat, temperature: float) -> str:

@@ -74,10 +74,12 @@ def drift(labels: NDArray[Any], full: NDArray[np.float64]) -> Drift:
 
 
 def pareto(ways: Iterable[Way], size: Callable[[Way], float], loss: Callable[[Way], float]) -> list[Way]:
-    """The ways that no other beats in both size and loss, smallest first."""
+    """The ways that no other beats in both size and loss, smallest first. What a larger one gains must be worth
+    telling: a hundredth of the loss.
+    """
     front: list[Way] = []
     for way in sorted(ways, key=lambda way: (size(way), loss(way))):
-        if not front or loss(way) < loss(front[-1]):
+        if not front or loss(way) < 0.99 * loss(front[-1]):
             front.append(way)
     return front
 

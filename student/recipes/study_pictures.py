@@ -2,133 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacherfarm.student.recipes.study_drift import NO_DRIFT
+from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES
 from teacherfarm.student.recipes.study_rows import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
-GREY = "#777777"
+RED, GREY = "#b00020", "#777777"
 
 
 def draw_labels(table: Table, path: Path, *, title: str) -> None:
-    """One panel a temperature; colours are number types, filled marks smoothing, hollow ones renorm."""
-    figure, panels = _figure(len(table.temperatures), 1)
+    """One panel a temperature. Colours are number types; filled marks smoothing, hollow ones renorm, squares dense; the
+    thin lines of what a label spec asks for reach up to the 99th percentile.
+    """
+    figure, panels = _figure(len(table.temperatures))
     number_types = list(dict.fromkeys(row.cells["numbers"] for row in table.rows))
-    for axes, temperature in zip(panels[0], table.temperatures, strict=True):
+    for axes, temperature in zip(panels, table.temperatures, strict=True):
         for number_type, colour in zip(number_types, COLOURS, strict=False):
-            for completion, filled in (("smoothing", True), ("renorm", False)):
-                rows = [row for row in table.rows if row.cells["numbers"] == number_type]
-                rows = [row for row in rows if row.cells["completion"] in ("", completion)]
-                label = number_type if filled else f"{number_type}, renorm"
-                _series(axes, rows, temperature, colour, label, filled=filled)
-        offered = [row for row in table.rows if row.advice and row.cells["completion"] in ("", "smoothing")]
-        _name(axes, offered, temperature, lambda row: row.cells["label"], above=False)
-        _frame(axes, table, temperature)
+            own = [row for row in table.rows if row.cells["numbers"] == number_type]
+            for completion, look in (
+                ("smoothing", {"marker": "o", "label": number_type}),
+                ("renorm", {"marker": "o", "linestyle": ":", "markerfacecolor": "white"}),
+                ("", {"marker": "s"}),
+            ):
+                rows = [row for row in own if row.cells["completion"] == completion]
+                _plot(axes, rows, temperature, color=colour, **look)
+        offered = [row for row in table.rows if row.advice and row.cells["completion"] != "renorm"]
+        spread = [(row.num_bytes, _height(row, temperature), row.drift[temperature].kl_p99) for row in offered]
+        axes.vlines(*zip(*spread, strict=True), color=COLOURS[0], linewidth=0.8, zorder=1)
+        _name(axes, offered, temperature, lambda row: row.cells["label"], (0, -13))
+        _frame(axes, table, temperature, table.rows)
         axes.set_xlabel("bytes per label")
-    panels[0][0].set_ylabel("mean KL(label || full precision), nats")
-    _finish(figure, panels[0][0], path, title)
+    _plot(
+        panels[0], [], table.temperature, marker="o", linestyle=":", markerfacecolor="white", color=GREY, label="renorm"
+    )
+    _plot(panels[0], [], table.temperature, marker="s", linestyle="", color=GREY, label="dense")
+    panels[0].set_ylabel("mean KL(label || full precision), nats")
+    _finish(figure, panels[0], path, title)
 
 
 def draw_crops(table: Table, path: Path, *, title: str) -> None:
-    """Divergence above, changed top-1 below; one column a temperature (top-1 does not depend on it)."""
-    figure, panels = _figure(len(table.temperatures), 2)
-    groups = list(dict.fromkeys(row.cells["kind"] for row in table.rows))
-    for place, temperature in enumerate(table.temperatures):
-        drift, changed = panels[0][place], panels[1][place]
-        for group, colour in zip(groups, COLOURS, strict=False):
-            rows = [row for row in table.rows if row.cells["kind"] == group]
-            joined = group.startswith("jpeg") or group == "smaller"
-            _series(drift, rows, temperature, colour, group, joined=joined)
-            sizes = [row.num_bytes for row in rows]
-            shares = [100 * (1 - row.drift[temperature].top1) for row in rows]
-            changed.plot(sizes, shares, "o-" if joined else "o", color=colour, markersize=4, linewidth=1)
-        jpegs = [row for row in table.rows if row.cells["kind"] == "jpeg 4:2:0"]
-        _name(drift, jpegs, temperature, lambda row: row.cells["way"].split()[1].rstrip(","), above=False)
-        others = [row for row in table.rows if row.cells["kind"] in ("smaller", "reference")]
-        _name(drift, others, temperature, lambda row: row.cells["way"].split(" bilinear")[0], above=True)
-        _frame(drift, table, temperature)
-        changed.set_xscale("log")
-        changed.set_xlim(drift.get_xlim())
-        changed.set_xlabel("bytes per crop")
-        changed.grid(alpha=0.3)
-    panels[0][0].set_ylabel("mean KL(label || label of raw crop), nats")
-    panels[1][0].set_ylabel("crops whose top-1 changed, %")
-    _finish(figure, panels[0][0], path, title)
+    """One panel a temperature, one for changed top-1. Ways without any drift have no place on these axes; the title
+    names them.
+    """
+    figure, panels = _figure(len(table.temperatures) + 1)
+    drifting = [row for row in table.rows if row.drift[table.temperature].kl_mean > NO_DRIFT]
+    kinds = list(dict.fromkeys(row.cells["kind"] for row in drifting))
+    shown = [
+        (kind, colour, [row for row in drifting if row.cells["kind"] == kind])
+        for kind, colour in zip(kinds, COLOURS, strict=False)
+    ]
+    for axes, temperature in zip(panels, table.temperatures, strict=False):
+        for kind, colour, rows in shown:
+            _plot(axes, rows, temperature, marker="o", linestyle=_line(kind), color=colour, label=kind)
+        best = [row for row in drifting if row.cells["kind"] == "jpeg 4:4:4"]
+        _name(axes, best, temperature, lambda row: row.cells["way"].removeprefix("quality "), (9, 3))
+        others = [row for row in drifting if not row.cells["kind"].startswith("jpeg")]
+        _name(
+            axes, others, temperature, lambda row: row.cells["way"].partition(" px ")[2] or row.cells["way"], (-6, -3)
+        )
+        _frame(axes, table, temperature, drifting)
+        axes.set_xlabel("bytes per crop")
+    changed = panels[-1]
+    for kind, colour, rows in shown:
+        sizes = [row.num_bytes for row in rows]
+        shares = [100 * (1 - row.drift[table.temperature].top1) for row in rows]
+        changed.plot(sizes, shares, marker="o", markersize=5, linewidth=1, linestyle=_line(kind), color=colour)
+    changed.set_xscale("log")
+    changed.set_ylim(bottom=0)
+    changed.set_xlabel("bytes per crop")
+    changed.set_ylabel("crops whose top-1 changed, %")
+    changed.set_title("top-1", fontsize=10)
+    changed.grid(alpha=0.3)
+    panels[0].set_ylabel("mean KL(label || label of raw crop), nats")
+    exact = [f"{row.cells['way']}: {row.num_bytes:.0f} bytes" for row in table.rows if row not in drifting]
+    exact.append(f"by reference: {REFERENCE_BYTES} bytes")
+    _finish(figure, panels[0], path, f"{title}\nno drift: {'; '.join(exact)}")
 
 
-def _figure(columns: int, rows: int) -> tuple[Any, Any]:
+def _line(kind: str) -> str:
+    return "-" if kind.startswith("jpeg") or kind == "smaller" else ""
+
+
+def _figure(columns: int) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2 * columns, 1.6 + 4.6 * rows), layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _series(
-    axes: Axes,
-    rows: Sequence[Row],
-    temperature: float,
-    colour: str,
-    label: str,
-    *,
-    filled: bool = True,
-    joined: bool = True,
-) -> None:
+def _plot(axes: Axes, rows: Sequence[Row], temperature: float, **look: Any) -> None:
     sizes = [row.num_bytes for row in rows]
-    means = [_height(row, temperature) for row in rows]
-    face = colour if filled else "white"
-    line = ("-" if filled else ":") if joined else ""
-    axes.plot(
-        sizes,
-        means,
-        marker="o",
-        linestyle=line,
-        linewidth=1,
-        color=colour,
-        markerfacecolor=face,
-        markersize=5,
-        label=label,
-    )
+    axes.plot(sizes, [_height(row, temperature) for row in rows], **{"linewidth": 1, "markersize": 5, **look})
 
 
-def _frame(axes: Axes, table: Table, temperature: float) -> None:
+def _frame(axes: Axes, table: Table, temperature: float, rows: Iterable[Row]) -> None:
     """Axes, front, budget, and the chosen row where this is the budget's temperature."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    front = table.front(temperature)
-    means = [_height(row, temperature) for row in front]
-    sizes = [row.num_bytes for row in front]
-    axes.plot(sizes, means, color=GREY, linewidth=6, alpha=0.25, zorder=0, label="Pareto front")
-    axes.axhline(table.budget, color="#b00020", linestyle="--", linewidth=1, label=f"budget {table.budget:g} nats")
+    front = table.front(temperature, rows)
+    _plot(axes, front, temperature, color=GREY, linewidth=7, alpha=0.25, markersize=0, zorder=0, label="Pareto front")
+    axes.axhline(table.budget, color=RED, linestyle="--", linewidth=1, label=f"budget {table.budget:g} nats")
     chosen = table.smallest(offered=True) if temperature == table.temperature else None
-    if chosen is not None:
-        place = (chosen.num_bytes, _height(chosen, temperature))
-        axes.plot(*place, marker="o", markersize=14, markerfacecolor="none", color="#b00020", label="chosen")
-    lowest = min(_height(row, temperature) for row in table.rows)
-    if lowest <= NO_DRIFT:
+    if chosen is not None and chosen in rows:
+        look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 15, "markerfacecolor": "none"}
+        _plot(axes, [chosen], temperature, **look, color=RED, label="chosen")
+    if min(_height(row, temperature) for row in rows) <= NO_DRIFT:
         axes.text(0.01, 0.015, f"{NO_DRIFT:g}: none but rounding", transform=axes.transAxes, fontsize=7, color=GREY)
     axes.set_title(f"temperature {temperature:g}", fontsize=10)
     axes.grid(alpha=0.3)
 
 
-def _name(axes: Axes, rows: Sequence[Row], temperature: float, name: Any, *, above: bool) -> None:
+def _name(
+    axes: Axes, rows: Sequence[Row], temperature: float, name: Callable[[Row], str], offset: tuple[int, int]
+) -> None:
+    """Each row's name beside its point, ``offset`` in typographic points: to the left of it where that is negative."""
+    side = "center" if not offset[0] else "left" if offset[0] > 0 else "right"
     for row in rows:
-        axes.annotate(
-            name(row),
-            (row.num_bytes, _height(row, temperature)),
-            textcoords="offset points",
-            xytext=(0, 7 if above else -13),
-            ha="center",
-            fontsize=7,
-        )
+        place = (row.num_bytes, _height(row, temperature))
+        axes.annotate(name(row), place, textcoords="offset points", xytext=offset, ha=side, fontsize=7)
 
 
 def _height(row: Row, temperature: float) -> float:
@@ -138,5 +139,5 @@ def _height(row: Row, temperature: float) -> float:
 def _finish(figure: Any, first: Axes, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.legend(handles, labels, loc="outside lower center", ncols=9, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)

@@ -60,12 +60,10 @@ class CropSample:
     """``num_crops`` random crops by the plan, as many images as there are first, then more views of each."""
 
     def __init__(self, reader: SampleReader, *, num_crops: int, plan: CropPlan) -> None:
-        chosen = np.random.default_rng(plan.seed).permutation(len(reader))[:num_crops]
-        if not len(chosen):
-            raise ValueError("no images there to cut crops from")
+        chosen = choose_images(len(reader), num_crops, plan.seed)
         self._reader, self._plan = reader, plan
         self._images: list[tuple[int, NDArray[np.int64]]] = [
-            (int(index), np.arange(num_crops // len(chosen) + (place < num_crops % len(chosen))))
+            (index, np.arange(num_crops // len(chosen) + (place < num_crops % len(chosen))))
             for place, index in enumerate(chosen)
         ]
         self._boxes: dict[int, NDArray[np.void]] = {}
@@ -106,6 +104,14 @@ class CropSample:
             return None
 
 
+def choose_images(there: int, wanted: int, seed: int) -> list[int]:
+    """At most ``wanted`` of ``there`` images, in an order of chance; ValueError where there are none."""
+    if not there:
+        raise ValueError("no images there to cut crops from")
+    chosen: list[int] = np.random.default_rng(seed).permutation(there)[:wanted].tolist()
+    return chosen
+
+
 def num_ways(rendering: Rendering) -> int:
     """How many arrivals :func:`arrivals` yields."""
     return 1 + len(QUALITIES) * len(SUBSAMPLINGS) + len(_other_renderings(rendering)) + len(SMALLER)
@@ -116,7 +122,7 @@ def arrivals(sample: CropSample, rendering: Rendering, crop_format: CropFormat) 
     native, seconds = sample.cut(rendering)
     raw_bytes = float(crop_format.crop_bytes)
     yield Arrival(
-        way=PixelWay(name=f"raw, {_described(rendering)}", group="raw", advice='codec="raw"'),
+        way=PixelWay(name=f"{_described(rendering)}, the teacher's own", group="raw", advice='codec="raw"'),
         crop_bytes=raw_bytes,
         pixels=native,
         seconds=seconds,
@@ -128,7 +134,7 @@ def arrivals(sample: CropSample, rendering: Rendering, crop_format: CropFormat) 
     for other in _other_renderings(rendering):
         pixels, seconds = sample.cut(other)
         advice = "CropDataset(teacher_rendering=" + _as_code(other) + ")"
-        way = PixelWay(name=f"raw, {_described(other)}", group="rendering", advice=advice)
+        way = PixelWay(name=_described(other), group="rendering", advice=advice)
         yield Arrival(way=way, crop_bytes=raw_bytes, pixels=pixels, seconds=seconds)
     for share in SMALLER:
         yield _smaller(sample, rendering, share)
@@ -146,7 +152,7 @@ def _by_jpeg(native: Pixels, crop_format: CropFormat, quality: int, subsampling:
     colours = ":".join(subsampling)
     return Arrival(
         way=PixelWay(
-            name=f"jpeg {quality}, {colours}",
+            name=f"quality {quality}",
             group=f"jpeg {colours}",
             advice='codec="jpeg"' if offered else "",
         ),
@@ -170,7 +176,7 @@ def _smaller(sample: CropSample, rendering: Rendering, share: float) -> Arrival:
     whole = [CropBox(top=0, left=0, height=height, width=width)]
     enlarged = Rendering(height=rendering.height, width=rendering.width)
     return Arrival(
-        way=PixelWay(name=f"raw, {height} px bilinear, enlarged", group="smaller"),
+        way=PixelWay(name=f"{height} px, enlarged", group="smaller"),
         crop_bytes=float(small[0].nbytes),
         pixels=np.concatenate([cut(crop, whole, enlarged) for crop in small]),
         seconds=seconds,

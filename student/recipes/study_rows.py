@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from teacherfarm.student.recipes.study_drift import NO_DRIFT, Drift, pareto, sma
 FIGURES = ("kl_mean", "kl_error", "kl_p99", "kl_worst", "missed_mean", "moved_mean", "top1")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
     """One line. ``cells``: what is varied, by column. ``advice``: what to write to get it, empty where nothing offers
     it. ``seconds``: to make and undo one, where measured.
@@ -39,9 +39,10 @@ class Table:
     temperature: float
     budget: float
 
-    def front(self, temperature: float) -> list[Row]:
-        """The rows that no other beats in both bytes and mean divergence."""
-        return pareto(self.rows, _num_bytes, lambda row: max(row.drift[temperature].kl_mean, NO_DRIFT))
+    def front(self, temperature: float, rows: Iterable[Row] | None = None) -> list[Row]:
+        """Of ``rows`` (default: all), those that no other beats in both bytes and mean divergence."""
+        among = self.rows if rows is None else rows
+        return pareto(among, _num_bytes, lambda row: max(row.drift[temperature].kl_mean, NO_DRIFT))
 
     def smallest(self, *, offered: bool) -> Row | None:
         """Within the budget; ``offered``: among what a setting gives."""
@@ -49,14 +50,17 @@ class Table:
         return smallest_within(rows, _num_bytes, lambda row: row.drift[self.temperature], self.budget)
 
     def lines(self) -> list[str]:
-        """For a terminal: bytes, then mean, 99th percentile and worst divergence and equal top-1 at each
-        temperature. ``*`` marks the front of that temperature, ``>`` the chosen row.
+        """For a terminal: bytes, then mean, 99th percentile and worst divergence and equal top-1 at each temperature.
+        ``*`` marks the front of that temperature, ``>`` the chosen row. Rows that no setting gives and that are on no
+        front are left out.
         """
-        return aligned(self._shown(), num_left=1 + len(self.rows[0].cells))
+        fronts = [row for temperature in self.temperatures for row in self.front(temperature)]
+        rows = [row for row in self.rows if row.advice or row in fronts]
+        return aligned(self._shown(rows), num_left=1 + len(self.rows[0].cells))
 
     def markdown(self) -> list[str]:
-        """The same as a Markdown table."""
-        header, *rows = self._shown()
+        """All rows as a Markdown table."""
+        header, *rows = self._shown(self.rows)
         rule = ["---"] * len(header)
         return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
@@ -73,7 +77,7 @@ class Table:
                     cells: list[object] = [*row.cells.values(), f"{row.num_bytes:.1f}", f"{temperature:g}", *figures]
                     writer.writerow([*cells, int(row in front), f"{row.seconds * 1e6:.0f}", row.advice])
 
-    def _shown(self) -> list[list[str]]:
+    def _shown(self, rows: Sequence[Row]) -> list[list[str]]:
         chosen = self.smallest(offered=True)
         timed = any(row.seconds for row in self.rows)
         header = ["", *self.rows[0].cells, "bytes", *(["µs"] if timed else [])]
@@ -81,7 +85,7 @@ class Table:
             header += [f"T={temperature:g} mean", "p99", "worst", "top-1", ""]
         shown = [header]
         fronts = {temperature: self.front(temperature) for temperature in self.temperatures}
-        for row in self.rows:
+        for row in rows:
             cells = [">" if row is chosen else "", *row.cells.values(), f"{row.num_bytes:.0f}"]
             cells += [f"{row.seconds * 1e6:.0f}"] if timed else []
             for temperature in self.temperatures:
