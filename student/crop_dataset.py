@@ -62,8 +62,6 @@ class CropDataset(Dataset[Crops]):
     - ``student_transform``: called on each crop in the student's rendering as a Pillow image; returns a tensor, of
       one shape for all crops (RandAugment, ToTensor, Normalize, RandomErasing ... of torchvision or timm). Its
       random numbers depend on (seed, sample, view) alone, whichever worker runs it: a resumed run sees the same.
-    - ``hashes``: V16 [images], XXH3-128 of what each image held when its labels were recorded, zeros where unknown; one
-      that changed since is treated as unreadable (SampleChanged), so that it gets no other image's label.
     - ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0,
       and a warning names the image.
 
@@ -79,7 +77,6 @@ class CropDataset(Dataset[Crops]):
         plan: CropPlan | None = None,
         schedule: ViewSchedule | None = None,
         student_transform: Callable[[Image], Tensor] | None = None,
-        hashes: NDArray[np.void] | None = None,
         on_unreadable: OnUnreadable = "raise",
     ) -> None:
         rendering = student_rendering or teacher_rendering
@@ -93,9 +90,7 @@ class CropDataset(Dataset[Crops]):
         self.plan = plan or CropPlan()
         self.schedule = schedule or ViewSchedule()
         self.on_unreadable = on_unreadable
-        self._hashes = None if hashes is None else np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
-        if self._hashes is not None and len(self._hashes) != len(self.source):
-            raise ValueError(f"{len(self.source)} images need as many hashes, got {len(self._hashes)}")
+        self._hashes: NDArray[np.bytes_] | None = None
         self._transform = StatelessTransform(student_transform, seed=self.plan.seed) if student_transform else None
         self._skipped: set[str] = set()
         # Shared, because persistent workers keep the data set that they were started with.
@@ -121,6 +116,16 @@ class CropDataset(Dataset[Crops]):
         if epoch < 0:
             raise ValueError(f"passes are counted from 0, got {epoch}")
         self._visit[0] = epoch
+
+    def expect(self, hashes: NDArray[np.void]) -> None:
+        """Which image each index must still hold: V16 [images], XXH3-128 of the encoded bytes, zeros where unknown.
+
+        One that changed is treated as unreadable (SampleChanged), so that it gets no other image's label. Say so before
+        workers start; recorded_teacher does.
+        """
+        if hashes.shape != (len(self.source),):
+            raise ValueError(f"{len(self.source)} images need as many hashes, got {list(hashes.shape)}")
+        self._hashes = np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
 
     def __getitem__(self, index: int) -> Crops:
         return self.__getitems__([index])[0]

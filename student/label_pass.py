@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.accounts import ClientStats
@@ -39,16 +40,36 @@ class PendingLabels(Protocol):
 
 
 class LabelSource(Protocol):
-    """Whoever answers crops, and refuses those that are not what the teacher takes: a TeacherClient.
-
-    One that has a true ``by_sample`` (recorded_teacher's) is given ``samples=`` and ``views=`` as well, int64 [N], and
-    None for crops where no pixels are cut.
-    """
+    """Whoever answers crops, and refuses those that are not what the teacher takes: a TeacherClient."""
 
     def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> PendingLabels: ...
 
     def room(self) -> int:
         """Crops that can be submitted now without waiting."""
+
+
+class LabelSourceBySample(Protocol):
+    """One that goes by sample and view, int64 [N]: RecordedTeacher, RecordingTeacher.
+
+    ``crops`` is None where ``needs_pixels`` is false. ``by_sample`` is true; others have no such thing.
+    """
+
+    by_sample: bool
+
+    @property
+    def needs_pixels(self) -> bool: ...
+
+    def submit(
+        self,
+        crops: Any,
+        *,
+        samples: NDArray[np.int64],
+        views: NDArray[np.int64],
+        keys: bytes = b"",
+        priority: int = 0,
+    ) -> PendingLabels: ...
+
+    def room(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -83,7 +104,7 @@ class LabelPass(Generic[Batch]):
     def __init__(
         self,
         loader: Iterable[Batch],
-        teacher: LabelSource,
+        teacher: LabelSource | LabelSourceBySample,
         views: BatchViews[Batch],
         *,
         progress: Progress,
@@ -251,7 +272,7 @@ class LabelPass(Generic[Batch]):
         self._last_s = now_s
 
 
-def _load_sum(teacher: LabelSource) -> LoadSum:
+def _load_sum(teacher: object) -> LoadSum:
     """What servers told of their load; nothing where the teacher is no client of a farm."""
     stats = getattr(teacher, "stats", None)
     return stats.load if isinstance(stats, ClientStats) else LoadSum()

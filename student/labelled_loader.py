@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.batch_views import Batch, BatchViews
-from teacherfarm.student.label_pass import LabelPass, LabelSource, PendingLabels, Progress
+from teacherfarm.student.label_pass import LabelPass, LabelSource, LabelSourceBySample, PendingLabels, Progress
 from teacherfarm.student.stall import Stall
 from teacherfarm.student.teacher_watch import OnMismatch, TeacherWatch
 
@@ -40,7 +40,7 @@ class LabelledLoader(Generic[Batch]):
     def __init__(
         self,
         loader: Iterable[Batch],
-        teacher: LabelSource,
+        teacher: LabelSource | LabelSourceBySample,
         teacher_view: Callable[[Batch], Any] | None = None,
         *,
         keys: Callable[[Batch], bytes] | None = None,

@@ -21,12 +21,12 @@ from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.crop import CROP_KEY_BYTES
 from teacherfarm.protos.faults import LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.student.recorded_samples import rows_at, rows_by_name
+from teacherfarm.student.recorded_samples import hashes_of, rows_at, rows_by_name
 from teacherfarm.student.recording_teacher import CropsBySample, RecordingTeacher, Teacher
 
 if TYPE_CHECKING:
     from teacherfarm.crops.view_schedule import ViewSchedule
-    from teacherfarm.student.label_pass import LabelSource, PendingLabels
+    from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample, PendingLabels
 
 OnMissing = Literal["raise", "skip"]
 
@@ -43,7 +43,7 @@ class RecordedTeacher:
     images that could not be read, and have weight 0.
     """
 
-    by_sample = True
+    by_sample: bool = True
     replays = True
 
     def __init__(
@@ -62,6 +62,7 @@ class RecordedTeacher:
         _refuse_fresh(labels, dataset.schedule, live=otherwise is not None)
         labels.check(wanted_labels(labels.manifest, dataset, otherwise))
         self.rows = rows_by_name(labels.index, dataset.source)
+        dataset.expect(hashes_of(labels.index, self.rows))
         self.replayed = self.missing = 0
 
     @property
@@ -76,6 +77,10 @@ class RecordedTeacher:
     def stats(self) -> Any:
         """The counters of whoever is asked, where it has any."""
         return getattr(self.otherwise, "stats", None)
+
+    def refresh(self) -> None:
+        """See what was recorded since these labels were opened."""
+        self.labels = RecordedLabels(self.labels.directory)
 
     def room(self) -> int:
         return UNBOUNDED if self.otherwise is None else self.otherwise.room()
@@ -150,7 +155,7 @@ class ReplayedLabels:
         return self._labels
 
 
-def refuse_replay(teacher: LabelSource, method: str, why: str) -> None:
+def refuse_replay(teacher: LabelSource | LabelSourceBySample, method: str, why: str) -> None:
     """For methods that need a new crop at each step: raise ReplayRefused where ``teacher`` replays recorded labels."""
     if getattr(teacher, "replays", False):
         raise ReplayRefused(f"{method} cannot learn from recorded labels: {why}. Ask a live teacher, without replaying")

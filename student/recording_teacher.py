@@ -6,6 +6,7 @@ Neither cuts crops nor trains; what is recorded is replayed by :mod:`teacherfarm
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -19,7 +20,7 @@ from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import RecordingStopped
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.recorded_samples import index_of, rows_at, rows_by_name
+from teacherfarm.student.recorded_samples import hashes_of, index_of, rows_at, rows_by_name
 
 if TYPE_CHECKING:
     from teacherfarm.crops.crop_plan import CropPlan
@@ -41,6 +42,8 @@ class CropsBySample(Protocol):
     def schedule(self) -> ViewSchedule: ...
     @property
     def teacher_rendering(self) -> Rendering | None: ...
+    def expect(self, hashes: NDArray[np.void]) -> None:
+        """Leave out images that hold something else by now."""
 
 
 class Teacher(Protocol):
@@ -57,10 +60,10 @@ class Teacher(Protocol):
 class RecordingTeacher:
     """Asks ``teacher``, and records every label that comes, for the data set's samples and views, in ``directory``.
 
-    A new directory reads the data set once to index it. Labels that are there already are asked again but not written
-    again, unless ``again`` (as RecordedTeacher asks only for what it misses). Full disk: one warning, ``stopped`` says
-    why, and labels go on coming. Close it: the last of several processes seals what all have recorded. Raises
-    LabelsMismatch where the directory holds other labels.
+    A new directory reads the data set once to index it; ``progress`` is told how many more images are done. Labels
+    that are there already are asked again but not written again, unless ``again`` (as RecordedTeacher asks only for
+    what it misses). Full disk: one warning, ``stopped`` says why, and labels go on coming. Close it: the last of
+    several processes seals what all have recorded. Raises LabelsMismatch where the directory holds other labels.
     """
 
     by_sample = True
@@ -74,6 +77,7 @@ class RecordingTeacher:
         *,
         views: int | None = None,
         again: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         number = views or dataset.schedule.views
         if number is None:
@@ -87,7 +91,7 @@ class RecordingTeacher:
         self.again = again
         self.recorded = 0
         self.stopped: RecordingStopped | None = None
-        index = index_of(dataset.source, directory)
+        index = index_of(dataset.source, directory, progress=progress)
         manifest = Manifest.of(
             teacher.card,
             teacher.spec,
@@ -98,6 +102,7 @@ class RecordingTeacher:
         )
         self.recorder = LabelRecorder(str(directory), manifest, index)
         self.rows = rows_by_name(index, dataset.source)
+        dataset.expect(hashes_of(index, self.rows))
 
     def __repr__(self) -> str:
         return f"<RecordingTeacher {self.recorded} labels recorded, {self.recorder!r}>"

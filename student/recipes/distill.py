@@ -38,6 +38,7 @@ from teacherfarm.student.losses import kd_divergence, sigmoid_cross_entropy, sof
 from teacherfarm.student.recipes.distill_command import add_arguments
 from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.interrupts import StopWish
+from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.pass_meter import STEPS_PER_READING, PassMeter
 from teacherfarm.student.recipes.passes import learning_rate, plan_passes
 from teacherfarm.student.recipes.ranks import Ranks, joined
@@ -51,9 +52,14 @@ AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command: 0 when it is done, 130 when it was asked to stop. Mistakes and faults are raised."""
-    with joined(options.device) as ranks, connect(options) as teacher:
-        return distill(options, ranks, teacher)
+    """Run the command: 0 when it is done, 1 when recording stopped on the way, 130 when it was asked to stop.
+
+    Mistakes and faults are raised.
+    """
+    with joined(options.device) as ranks:
+        kept = KeptLabels(options)
+        with contextlib.nullcontext() if not kept.asks else connect(kept.options) as teacher:
+            return distill(kept, ranks, teacher)
 
 
 def connect(options: argparse.Namespace) -> TeacherClient:
@@ -69,18 +75,21 @@ def connect(options: argparse.Namespace) -> TeacherClient:
     )
 
 
-def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -> int:
-    """Train, evaluate, and write everything to ``options.out``."""
-    card, device, out = teacher.card, ranks.device, options.out
+def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> int:
+    """Train, evaluate, and write everything to ``options.out``; without a teacher, from kept labels alone."""
+    options, card, device = kept.options, kept.card(teacher), ranks.device
+    out = options.out
     say: Callable[[str], None] = functools.partial(tqdm.write, file=sys.stdout) if ranks.first else lambda _: None
 
     # The data, and where to begin.
-    data = DistillData(options, card, ranks)
+    data = DistillData(kept, card, ranks)
     passes = plan_passes(options.epochs, options.crops_per_image)
     check_options(options, data, card.activation)
     checkpoint = find_checkpoint(options)
     begin = read_progress(checkpoint) if checkpoint is not None else {"pass": 0, "steps": 0}
     say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12]}")
+    if kept.recorded is not None:
+        say(f"labels   {kept}")
     say(f"data     {len(data.train)} images to train on, {len(data.val)} to evaluate; {data.train.match}")
 
     # The student, and everything else that has a state.
@@ -117,6 +126,7 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
     epochs_done = passes[begin["pass"]].epoch if begin["pass"] < len(passes) else options.epochs
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        stack.callback(kept.close, seal=False)
         log = stack.enter_context(RunLog(out, resume_epoch=epochs_done)) if ranks.first else None
         wish = stack.enter_context(StopWish())
 
@@ -127,6 +137,7 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
                 loader = data.train_loader(crops_per_image, teacher)
             run = run_with(loader)
             loader.set_epoch(this.visit)
+            kept.begin_pass(ranks)
             done_before = loader.state_dict()["batches"]
 
             meter = PassMeter(
@@ -196,15 +207,20 @@ def distill(options: argparse.Namespace, ranks: Ranks, teacher: TeacherClient) -
                 say(f"stopped after epoch {this.epoch_after}; {GO_ON}")
                 return STOPPED
 
-        # The finished student, beside its teacher.
-        result = evaluate_on(LabelledLoader(val_loader, teacher, lambda batch: batch["crops"], on_mismatch="ignore"))
+        # The finished student, beside its teacher where there is one.
+        if teacher is None:
+            result = evaluate_on(val_loader)
+        else:
+            result = evaluate_on(
+                LabelledLoader(val_loader, teacher, lambda batch: batch["crops"], on_mismatch="ignore")
+            )
         say(f"student  {result}")
         if log is not None:
             torch.save(finished.state_dict(), out / "student.pt")
             figures = {"teacher": card.name, "teacher_digest": card.teacher_digest, **dataclasses.asdict(result)}
             (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
             say(f"written  {out}: student.pt, result.json, log.csv, {log.draw().name}, tensorboard/")
-    return 0
+        return 0 if kept.finish(ranks, say) else 1
 
 
 def loss_of(options: argparse.Namespace, logits: Tensor, labels: SoftLabels, targets: Tensor) -> Tensor:

@@ -23,6 +23,11 @@ four crops of each image at a time, five classes of each label, as in FKD (arXiv
   teacherfarm distill DATA --teacher-address zmq://farm:7001 --student torchvision:resnet50 --out runs/fkd \\
       --crops-per-image 4 --top-k 5 --epochs 300 --batch-size 1024 --lr 0.2 --weight-decay 1e-4 --amp bf16
 
+from labels that were recorded beforehand, with no teacher at all (m of the recorded views at each visit, as in FKD):
+  teacherfarm label   DATA --teacher-address zmq://farm:7001 --views 50 --top-k 10 --out labels/
+  teacherfarm distill DATA --labels labels/ --student torchvision:resnet50 --out runs/replayed --crops-per-image 4
+or record what the first student streams (--record labels/), and let the others replay it (--labels labels/).
+
 eight GPUs of one machine (--batch-size is per process; scale --lr with the total):
   torchrun --nproc-per-node 8 --no-python teacherfarm distill DATA ... --device cuda
 
@@ -33,7 +38,7 @@ result.json. Interrupted? The same command with --resume goes on, as if nothing 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that :func:`teacherfarm.student.recipes.distill.main` reads."""
-    parser.usage = "%(prog)s DATA --teacher-address ADDRESS --student SOURCE --out FOLDER [options]"
+    parser.usage = "%(prog)s DATA (--teacher-address ADDRESS | --labels DIR) --student SOURCE --out FOLDER [options]"
     parser.description = DESCRIPTION
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -45,8 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-folder", default="val", metavar="NAME", help="below DATA (default: val)")
 
     teacher = parser.add_argument_group("teacher")
-    add_teacher_arguments(teacher)
-    teacher.add_argument("--top-k", type=int, default=0, metavar="K", help="ask for the K best classes (default: all)")
+    add_teacher_arguments(teacher, required=False)
+    teacher.add_argument(
+        "--labels",
+        metavar="DIR",
+        help="train from labels recorded there (a folder or fsspec URL); a teacher given as well is asked for others",
+    )
+    teacher.add_argument(
+        "--record", metavar="DIR", help="keep what the teacher streams; with the same --labels, ask for nothing twice"
+    )
+    teacher.add_argument(
+        "--top-k", type=int, metavar="K", help="ask for the K best classes (default: all, or as recorded)"
+    )
     teacher.add_argument(
         "--completion",
         choices=["smoothing", "renorm"],
@@ -93,10 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     crops.add_argument(
         "--order",
         choices=["fresh", "cycle", "permute"],
-        default="fresh",
-        help="new crops at every visit, or the same --views again, in turn or drawn (default: fresh)",
+        help="new crops at each visit, or the same --views again, in turn or drawn (default: fresh; --labels: permute)",
     )
-    crops.add_argument("--views", type=int, metavar="N", help="how many different crops of each image (not with fresh)")
+    crops.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="how many different crops of each image, not with fresh (default: as many as recorded)",
+    )
     crops.add_argument(
         "--crop-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of the image (default: the teacher's)"
     )
@@ -119,7 +138,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--ema", type=float, default=0.0, metavar="DECAY", help="average the weights (default: 0, no)"
     )
-    training.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of both sides (default: 1)")
+    training.add_argument(
+        "--temperature", type=float, metavar="T", help="of both sides (default: 1, or as the recorded top-k labels)"
+    )
     training.add_argument(
         "--loss",
         choices=["soft-ce", "kd", "kd-t2"],
@@ -151,11 +172,11 @@ def main(options: argparse.Namespace) -> int:
     return distill.main(options)
 
 
-def add_teacher_arguments(group: argparse._ArgumentGroup) -> None:
-    """Where the teacher is; shared with `teacherfarm check`."""
+def add_teacher_arguments(group: argparse._ArgumentGroup, *, required: bool = True) -> None:
+    """Where the teacher is; shared with `teacherfarm check` and `teacherfarm label`."""
     group.add_argument(
         "--teacher-address",
-        required=True,
+        required=required,
         metavar="ADDRESS",
         help="zmq://HOST:PORT, grpc://HOST:PORT, local://MODELS; several, separated by commas, are alternatives",
     )

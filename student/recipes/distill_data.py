@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.center_crops import CenterCropDataset
 from teacherfarm.student.crop_collate import collate_crops
 from teacherfarm.student.crop_dataset import CropDataset
@@ -27,7 +25,9 @@ from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
 from teacherfarm.student.recipes.folders import find_samples
+from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.recording_teacher import Teacher
 from teacherfarm.student.shard_sampler import ShardSampler
 
 
@@ -54,10 +54,11 @@ def num_workers(options: argparse.Namespace) -> int:
 
 
 class DistillData:
-    """Training and validation images, the crop plan and the view schedule, as the options say."""
+    """Training and validation images, the crop plan and the view schedule, as options and kept labels say."""
 
-    def __init__(self, options: argparse.Namespace, card: TeacherCard, ranks: Ranks) -> None:
-        self._options, self._card, self._ranks = options, card, ranks
+    def __init__(self, kept: KeptLabels, card: TeacherCard, ranks: Ranks) -> None:
+        self._kept, self._options, self._card, self._ranks = kept, kept.options, card, ranks
+        options = self._options
         self.train, self.val = (
             Images(source=source, match=match_classes(source.classes, card, options.class_map))
             for source in (
@@ -67,8 +68,9 @@ class DistillData:
         )
         size, teacher = options.student_size, card.rendering
         self.student_rendering = Rendering(height=size, width=size) if size else teacher
-        scale = tuple(options.crop_scale) if options.crop_scale else card.crop_scale
-        self.plan = CropPlan(seed=options.seed, scale=scale, ratio=card.crop_ratio)
+        # Who sees no crop needs none to be cut.
+        self.teacher_rendering = teacher if kept.asks else None
+        self.plan = kept.plan(card)
         self.schedule = ViewSchedule(
             views=options.views,
             order=options.order,
@@ -80,19 +82,20 @@ class DistillData:
                 f"{len(self.train)} images to train on cannot be divided among {ranks.num_ranks} processes"
             )
 
-    def train_loader(self, crops_per_image: int, teacher: TeacherClient) -> LabelledLoader[dict[str, Any]]:
+    def train_loader(self, crops_per_image: int, teacher: Teacher | None) -> LabelledLoader[dict[str, Any]]:
         """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many
         batches.
         """
         options, ranks = self._options, self._ranks
         dataset = CropDataset(
             self.train.source,
-            teacher_rendering=self._card.rendering,
+            teacher_rendering=self.teacher_rendering,
             student_rendering=self.student_rendering,
             plan=self.plan,
             schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
             on_unreadable="skip",
         )
+        source = self._kept.source(dataset, teacher, ranks)
         sampler = ShardSampler(dataset, rank=ranks.rank, num_ranks=ranks.num_ranks, seed=options.seed)
         num_images = max(options.batch_size // crops_per_image, 1)
         loader = DataLoader(
@@ -108,19 +111,21 @@ class DistillData:
         )
         return LabelledLoader(
             loader,
-            teacher,
-            lambda batch: batch["crops"],
+            source,
+            (lambda batch: batch["crops"]) if self._kept.asks else None,
             keys=lambda batch: batch["keys"],
+            samples=lambda batch: batch["samples"],
+            views=lambda batch: batch["views"],
             prefetch_batches=options.prefetch_batches,
             weight_view=lambda batch: batch["weight"],
             target_view=self.train.targets,
         )
 
     def val_loader(self) -> DataLoader[dict[str, Any]]:
-        """Centre crops of this rank's share of the validation images, in both renderings."""
+        """Centre crops of this rank's share of the validation images, in both renderings where a teacher is asked."""
         dataset = CenterCropDataset(
             self.val.source,
-            teacher_rendering=self._card.rendering,
+            teacher_rendering=self.teacher_rendering or self.student_rendering,
             student_rendering=self.student_rendering,
             fraction=self._card.center_crop_fraction,
         )

@@ -35,6 +35,11 @@ class Ranks:
         torch.distributed.all_reduce(flag)
         return bool(flag.item())
 
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        if self.num_ranks > 1:
+            torch.distributed.barrier()
+
     def share(self, num_samples: int) -> range:
         """This rank's part of a data set to evaluate: disjoint, nothing twice, at most one sample more than
         others.

@@ -11,6 +11,7 @@ from teacherfarm.student.checkpoint import list_checkpoints
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.recipes.distill import add_arguments, distill
 from teacherfarm.student.recipes.distill_data import DistillData
+from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.ranks import Ranks
 from tests.unit.student.image_folders import write_images
 from tests.unit.student.pattern_teacher import CLASSES, PatternTeacher
@@ -32,7 +33,7 @@ def options(data, out, *more):
     add_arguments(parser)
     always = ["--teacher-address", "zmq://unused:1", "--student", "tests.unit.student.pattern_teacher:make_student"]
     short = ["--workers", 0, "--batch-size", 8, "--epochs", 4, "--lr", 0.3, "--device", "cpu"]
-    return parser.parse_args(list(map(str, [data, "--out", out, *always, *short, *more])))
+    return KeptLabels(parser.parse_args(list(map(str, [data, "--out", out, *always, *short, *more]))))
 
 
 def weights(out):

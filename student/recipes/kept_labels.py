@@ -1,0 +1,186 @@
+"""What ``--labels`` and ``--record`` mean for a run: whose labels, of which crops, and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from teacherfarm.crops.crop_plan import CropPlan
+from teacherfarm.label_store.label_directory import LabelDirectory
+from teacherfarm.label_store.manifest import Manifest
+from teacherfarm.label_store.recorded_card import read_card, write_card
+from teacherfarm.label_store.recorded_labels import RecordedLabels
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.student.crop_dataset import CropDataset
+from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
+from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.recorded_teacher import RecordedTeacher
+from teacherfarm.student.recording_teacher import RecordingTeacher, Teacher
+
+
+class KeptLabels:
+    """The labels that a run replays and those that it records; neither where the options name none.
+
+    ``options``: the run's, with what the recorded labels decide filled in (order, views, top-k, temperature).
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        replayed = options.labels
+        if replayed is not None and replayed == options.record and not LabelDirectory(replayed).exists():
+            replayed = None  # the first run of several, which replays what it has recorded itself
+        if options.teacher_address is None and replayed is None:
+            raise ValueError(
+                "who labels? Give --teacher-address ADDRESS, or --labels DIR to train from recorded labels without one"
+            )
+        if options.record is not None and options.teacher_address is None:
+            raise ValueError("--record keeps what a teacher streams: give --teacher-address as well")
+        self.recorded = None if replayed is None else RecordedLabels.open(replayed)
+        self.options = _filled(options, None if self.recorded is None else self.recorded.manifest)
+        self.asks = options.teacher_address is not None
+        self._recording: RecordingTeacher | None = None
+        self._replaying: list[RecordedTeacher] = []
+
+    def __str__(self) -> str:
+        recorded = self.recorded
+        if recorded is None:
+            return "all streamed"
+        spec, views, images = recorded.manifest.spec, recorded.manifest.views, len(recorded.index)
+        kind = f"the {spec.top_k} best classes at T={spec.temperature:g}" if spec.top_k else "dense"
+        return f"{self.options.labels}: {len(recorded)} of {images * views} ({views} views of {images} images), {kind}"
+
+    def card(self, teacher: Teacher | None) -> TeacherCard:
+        """The teacher's card, or the recorded one. Raises LabelsMismatch where the labels are not those asked for."""
+        recorded, options = self.recorded, self.options
+        if recorded is None:
+            assert teacher is not None
+            return teacher.card
+        card = teacher.card if teacher is not None else read_card(options.labels, recorded.manifest)
+        manifest = recorded.manifest
+        outputs = teacher.spec.outputs if teacher is not None else manifest.spec.outputs
+        spec = LabelSpec(outputs=outputs, top_k=options.top_k, temperature=options.temperature if options.top_k else 1)
+        wanted = Manifest.of(
+            card,
+            spec,
+            plan=manifest.plan,
+            rendering=manifest.rendering if teacher is None else card.rendering,
+            views=manifest.views,
+            samples="",
+            has_boxes=manifest.has_boxes,
+        )
+        recorded.check(wanted)
+        return card
+
+    def plan(self, card: TeacherCard) -> CropPlan:
+        """The recorded crop plan, whatever the run's own seed; one of the run's own where none is replayed."""
+        options = self.options
+        scale = tuple(options.crop_scale) if options.crop_scale else None
+        if self.recorded is None:
+            return CropPlan(seed=options.seed, scale=scale or card.crop_scale, ratio=card.crop_ratio)
+        plan = self.recorded.manifest.plan
+        if plan is None:
+            raise ValueError(
+                f"{options.labels} holds labels of crops that no crop plan gave but explicit boxes, which distill does "
+                "not cut: RecordedLabels.boxes() has them for a loop of your own"
+            )
+        return plan if scale is None else dataclasses.replace(plan, scale=scale)
+
+    def source(self, dataset: CropDataset, teacher: Teacher | None, ranks: Ranks) -> LabelSource | LabelSourceBySample:
+        """Who answers this data set's crops; all ranks ask together."""
+        live: Teacher | RecordingTeacher | None = teacher
+        if self.options.record is not None and teacher is not None:
+            if self._recording is None:
+                self._recording = self._record(dataset, teacher, ranks)
+            live = self._recording
+        if self.options.labels is None:
+            assert live is not None
+            return live
+        labels = self.recorded or RecordedLabels.open(self.options.labels)
+        on_missing = "skip" if self.options.on_starved == "skip" else "raise"
+        replaying = RecordedTeacher(labels, dataset, otherwise=live, on_missing=on_missing)
+        self._replaying = [replaying]
+        return replaying
+
+    def begin_pass(self, ranks: Ranks) -> None:
+        """Let a pass replay what the ones before it have recorded."""
+        if self._recording is not None and self._replaying:
+            self._recording.commit()
+            ranks.meet()
+            for replaying in self._replaying:
+                replaying.refresh()
+
+    def close(self, *, seal: bool) -> None:
+        """End the recording, if any."""
+        if self._recording is not None:
+            self._recording.close(seal=seal)
+
+    def finish(self, ranks: Ranks, say: Callable[[str], None]) -> bool:
+        """Seal what was recorded and say how it went; whether all of it was kept, on every rank."""
+        recording = self._recording
+        if recording is None:
+            return True
+        recording.close()
+        stopped = ranks.any(recording.stopped is not None)
+        if recording.stopped is not None:
+            say(f"recording stopped: {recording.stopped}")
+        elif stopped:
+            say("recording stopped on another rank, which says why")
+        if not stopped:
+            labels = RecordedLabels.open(str(self.options.record))
+            total = len(labels.index) * labels.manifest.views
+            again = "order cycle" if self.options.order == "fresh" else f"order {self.options.order}"
+            say(
+                f"recorded {self.options.record}: {len(labels)} of {total} labels ({labels.manifest.views} views of "
+                f"{len(labels.index)} images); --labels {self.options.record} --{again} trains from the same ones "
+                "without a teacher"
+            )
+        return not stopped
+
+    def _record(self, dataset: CropDataset, teacher: Teacher, ranks: Ranks) -> RecordingTeacher:
+        options = self.options
+        views = options.views or (self.recorded.manifest.views if self.recorded else options.epochs)
+
+        def open_recording() -> RecordingTeacher:
+            new = ranks.first and not LabelDirectory(options.record).exists()
+            with tqdm(total=len(dataset), desc="indexing", unit="image", disable=None if new else True) as bar:
+                return RecordingTeacher(
+                    teacher,
+                    dataset,
+                    options.record,
+                    views=views,
+                    again=options.labels is not None,
+                    progress=advance(bar),
+                )
+
+        if ranks.first:
+            recording = open_recording()
+            write_card(options.record, teacher.card)
+        ranks.meet()
+        return recording if ranks.first else open_recording()
+
+
+def advance(bar: tqdm[Any]) -> Callable[[int], None]:
+    """``progress`` functions tell how many more are done, and want no answer."""
+
+    def more(done: int) -> None:
+        bar.update(done)
+
+    return more
+
+
+def _filled(options: argparse.Namespace, manifest: Manifest | None) -> argparse.Namespace:
+    """The options with defaults where the user said nothing: the recorded labels' own, where some are replayed."""
+    filled = argparse.Namespace(**vars(options))
+    if filled.order is None:
+        filled.order = "permute" if manifest is not None and filled.record is None else "fresh"
+    if manifest is not None and filled.order != "fresh" and filled.views is None:
+        filled.views = manifest.views
+    if filled.top_k is None:
+        filled.top_k = manifest.spec.top_k if manifest is not None else 0
+    if filled.temperature is None:
+        filled.temperature = manifest.spec.temperature if manifest is not None and filled.top_k else 1.0
+    return filled
