@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.crop import CropBox
+from teacherfarm.protos.references import CUTMIX, MIXUP, CropReferences
 from teacherfarm.protos.soft_label import Completion, SoftLabels
 
 MixKind = Literal["mixup", "cutmix"]
@@ -143,24 +144,51 @@ def mix_crops(crops: NDArray[np.uint8], mix: Mix) -> NDArray[np.uint8]:
     if crops.dtype != np.uint8 or crops.ndim != 4:
         raise ValueError(f"crops are mixed as uint8 [N, H, W, C], got {crops.dtype} {list(crops.shape)}")
     _check_rows(len(crops), mix)
-    mixed = np.empty(crops.shape, np.uint8)
+    return mix_table(crops, mix_records(mix))
+
+
+def mix_records(mix: Mix) -> NDArray[np.void]:
+    """A mix as the records (MIXUP or CUTMIX) that travel with crops by reference."""
+    records = np.zeros(len(mix), MIXUP if mix.kind == "mixup" else CUTMIX)
+    records["partner"] = mix.partner
     if mix.kind == "mixup":
+        records["own_share"] = mix.own_share
+    elif mix.box is not None:
+        for side in ("top", "left", "height", "width"):
+            records[side] = getattr(mix.box, side)
+    return records
+
+
+def mix_references(references: CropReferences, mix: Mix) -> CropReferences:
+    """The same crops, mixed by whoever cuts them."""
+    if references.mixing is not None:
+        raise ValueError("these crops are mixed already")
+    _check_rows(len(references), mix)
+    return CropReferences(table=references.table, mixing=mix_records(mix), priority=references.priority)
+
+
+def mix_table(table: NDArray[np.uint8], mixing: NDArray[np.void]) -> NDArray[np.uint8]:
+    """Crop i of the table [R, H, W, C] mixed with its partner in it, for each of the N records (MIXUP or CUTMIX)."""
+    mixed = np.empty((len(mixing), *table.shape[1:]), np.uint8)
+    if mixing.dtype == MIXUP:
         import cv2
 
-        own = mix.own_share / SHARES
-        flat, mixed_flat = crops.reshape(len(crops), -1), mixed.reshape(len(crops), -1)
-        for row, partner in enumerate(mix.partner):
+        flat, mixed_flat = table.reshape(len(table), -1), mixed.reshape(len(mixed), -1)
+        for row, (partner, share) in enumerate(mixing.tolist()):
+            own = share / SHARES
             # Every sum is exact in 32-bit floats; the last term settles halves, whichever way OpenCV rounds them.
             cv2.addWeighted(flat[row], own, flat[partner], 1 - own, _UPWARDS, dst=mixed_flat[row])
         return mixed
-    mixed[...] = crops
-    if (box := mix.box) is not None:
-        height, width = crops.shape[1:3]
-        bottom, right = box.top + box.height, box.left + box.width
+    mixed[...] = table[: len(mixing)]
+    height, width = table.shape[1:3]
+    for row, (partner, top, left, box_height, box_width) in enumerate(mixing.tolist()):
+        bottom, right = top + box_height, left + box_width
         if bottom > height or right > width:
-            raise ValueError(f"{box} does not lie inside crops of {height} x {width} pixels")
-        for row, partner in enumerate(mix.partner):
-            mixed[row, box.top : bottom, box.left : right] = crops[partner, box.top : bottom, box.left : right]
+            raise ValueError(
+                f"box top={top} left={left} height={box_height} width={box_width} does not lie inside crops of "
+                f"{height} x {width} pixels"
+            )
+        mixed[row, top:bottom, left:right] = table[partner, top:bottom, left:right]
     return mixed
 
 
