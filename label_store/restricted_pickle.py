@@ -216,8 +216,8 @@ class _Machine:
                 self.stack.append(PickledArray(_array(content, number_type, shape, order == "F")))
             case "tensor", (PickledStorage() as storage, int(offset), tuple(shape), tuple(strides), bool(), _, *rest):
                 own = [part.detail for part in rest if isinstance(part, _Global) and part.kind == "torch type"]
-                number_type = own[0] if own else storage.number_type
-                self.stack.append(PickledTensor(storage, number_type, offset, _whole(shape), _whole(strides)))
+                element = own[0] if own else storage.number_type
+                self.stack.append(PickledTensor(storage, element, offset, _whole(shape), _whole(strides)))
             case _:
                 self.refuse(f"calls {made_by.kind} with unusual arguments")
 
