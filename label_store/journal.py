@@ -122,8 +122,7 @@ def read_journal(file: IO[bytes], manifest: Manifest, num_labels: int) -> Iterat
 
     ``num_labels``: places lie below it. A journal of other labels, or one whose head is damaged, has no frames.
     """
-    file.seek(0)
-    if file.read(_FILE_HEADER.size) != _file_header(manifest):
+    if not is_journal_of(file, manifest):
         log.warning("%s: its head is damaged or it belongs to other labels: nothing in it is used", file.name)
         return
     record_bytes = manifest.stored_dtype.itemsize
@@ -152,6 +151,11 @@ def read_journal(file: IO[bytes], manifest: Manifest, num_labels: int) -> Iterat
             following,
         )
         offset = following
+
+
+def is_journal_of(file: IO[bytes], manifest: Manifest) -> bool:
+    """Whether a journal's head is intact, and is one of these labels."""
+    return _read_at(file, 0, _FILE_HEADER.size) == _file_header(manifest)
 
 
 def _write_all(file: IO[bytes], content: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teacherfarm.label_store.journal import Frame, lock_if_dead, read_journal
+from teacherfarm.label_store.journal import Frame, is_journal_of, lock_if_dead, read_journal
 from teacherfarm.label_store.label_directory import Content, LabelDirectory, ShardFiles
 from teacherfarm.label_store.shards import Shard, ShardWriter
 from teacherfarm.protos.faults import RecordingStopped
@@ -44,7 +44,8 @@ def seal(root: str | Path, *, wait_for_writers: bool = False, progress: Progress
     """Merge every journal that no living writer holds.
 
     ``wait_for_writers``: leave all to the last writer, when others still write. A label that is sealed already stays as
-    it is; of several journals' the first one's counts, by file name. Raises RecordingStopped, naming what is missing,
+    it is; of several journals' the first one's counts, by file name. A journal of other labels, or without its head, is
+    left beside with the ending .unusable. Raises RecordingStopped, naming what is missing,
     when the disk has no room; the journals are whole then.
     """
     directory = LabelDirectory(root)
@@ -75,7 +76,10 @@ def seal(root: str | Path, *, wait_for_writers: bool = False, progress: Progress
         if shards != content.shards:
             directory.write(replace(content, shards=shards))
         for file in journals:
-            os.unlink(file.name)
+            if is_journal_of(file, content.manifest):
+                os.unlink(file.name)
+            else:
+                os.rename(file.name, f"{file.name}.unusable")
         directory.remove_leftovers(replace(content, shards=shards))
         return Sealed(new_labels=merge.new_labels, journals=len(journals), live=live)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +30,7 @@ class UnsealedLabels:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 self._files.append(open(path, "rb", buffering=0))  # noqa: SIM115 - for as long as it is read
+        weakref.finalize(self, _close, self._files)
         self._places = np.zeros(0, np.int64)
         self._sources = np.zeros(0, np.int64)
         self._offsets = np.zeros(0, np.int64)
@@ -68,6 +70,11 @@ class UnsealedLabels:
             source, offset = self._sources[found[row]], self._offsets[found[row]]
             out[row] = np.frombuffer(os.pread(self._files[source].fileno(), out.shape[1], offset), np.uint8)
         return here
+
+
+def _close(files: list[IO[bytes]]) -> None:
+    for file in files:
+        file.close()
 
 
 def known_labels(directory: LabelDirectory, content: Content, unsealed: UnsealedLabels) -> Presence:
