@@ -14,6 +14,7 @@ from bench.report import Row, finish, say, table
 from bench.scripted_farm import SIZE, TEACHER
 from bench.wire_reference import MESSAGE_BYTES, BareGrpc, BareZmq
 from teacherfarm.protos.allocator import keep_large_buffers
+from teacherfarm.protos.wire import PAYLOAD_BYTES
 from teacherfarm.student import AsyncTeacherClient, SoftLabels
 
 DEFAULT_SECONDS = 90.0
@@ -21,7 +22,7 @@ BATCH_CROPS = 32
 NUM_BATCHES = 64
 CROP_BYTES = SIZE * SIZE * 3
 SEARCH_SHARE = 0.3
-BATCHES_IN_FLIGHT = (1, 2, 3, 4, 8)
+BATCHES_IN_FLIGHT = (2, 3, 4, 8, 16)
 MESSAGES_IN_FLIGHT = (2, 4, 6, 12, 24, 48)
 
 
@@ -32,10 +33,11 @@ def run(seconds: float) -> None:
 
 
 async def _run(seconds: float) -> None:
-    crops_in_message = MESSAGE_BYTES // CROP_BYTES
+    crops_in_message = PAYLOAD_BYTES // CROP_BYTES
     say(
         f"wire: raw {SIZE} px crops in batches of {BATCH_CROPS}, {NUM_BATCHES} distinct batches in rotation, dense "
-        f"labels back; messages of {crops_in_message} crops\nsimulated: the teacher (it answers zeros at once)"
+        f"labels back; messages of {crops_in_message} crops, {MESSAGE_BYTES // CROP_BYTES} in the bare loops\n"
+        "simulated: the teacher (it answers zeros at once)"
     )
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_BATCHES, BATCH_CROPS, SIZE, SIZE, 3), np.uint8)
     batches = in_rotation(list(pixels))

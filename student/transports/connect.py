@@ -6,7 +6,7 @@ from teacherfarm.protos.wire import PAYLOAD_BYTES
 from teacherfarm.student.settings import Address, Timeouts
 from teacherfarm.student.transports.transport import Transport
 
-MOST_PAYLOAD_BYTES = 64 * PAYLOAD_BYTES
+MOST_PAYLOAD_BYTES = 32 * PAYLOAD_BYTES
 """A student accepts this much in one message: a single crop's feature maps may exceed the usual payload."""
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import DamagedArtifact
 from teacherfarm.protos.teacher_card import CROPS_INPUT, TeacherCard
-from teacherfarm.protos.wire import PAYLOAD_BYTES
 from teacherfarm.teacher_server.backends.backend import GraphOutputs
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 PREFERRED_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 CPU_LARGEST_BATCH = 64
 GPU_LARGEST_BATCH = 64
+CPU_BATCH_BYTES = 1 << 20
 CPU_CALL_BYTES = 160 << 10
 """Pixels in one call on a CPU, one crop of 224 px: smaller activations stay in a core's cache.
 
@@ -42,8 +42,8 @@ def available_cores() -> int:
 
 
 def cpu_largest_batch(crop_bytes: int) -> int:
-    """Teacher batch on a CPU: what one message carries (6 crops of 224 px)."""
-    return max(1, min(CPU_LARGEST_BATCH, PAYLOAD_BYTES // crop_bytes))
+    """Teacher batch on a CPU, 6 crops of 224 px: whoever waits for a core waits for a small one."""
+    return max(1, min(CPU_LARGEST_BATCH, CPU_BATCH_BYTES // crop_bytes))
 
 
 def size_ladder(largest_batch: int) -> tuple[int, ...]:
