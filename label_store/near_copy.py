@@ -98,7 +98,7 @@ def publish(root: str | Path, location: str, *, progress: Progress | None = None
                 _send(files, directory.root / name, f"{location}/{name}", progress, again=False)
         _send(files, directory.samples_path, f"{location}/{SAMPLES_FILE}", None, again=True)
         files.pipe_file(f"{location}/{MANIFEST_FILE}", content.to_bytes())
-    except (OSError, NotImplementedError) as error:
+    except Exception as error:  # whatever this file system raises
         raise BadRecording(f"{location} cannot be written: {error}") from error
 
 
