@@ -28,6 +28,7 @@ from teacherfarm.protos.crop import CROP_KEY_BYTES, CropBox, CropRef, Rendering,
 from teacherfarm.protos.faults import SampleChanged, UnreadableImage
 from teacherfarm.student.crop_collate import Crops, CropsOfImages, collate_crops, empty_batch
 from teacherfarm.student.image_sources import ImageSource, SourceImage, image_source
+from teacherfarm.student.recorded_samples import refuse_changed
 from teacherfarm.student.stateless_transform import StatelessTransform
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class CropDataset(Dataset[Crops]):
     def __getitems__(self, indices: Sequence[int]) -> CropsOfImages:
         """The crops of several images, cut straight into one batch's memory: what a DataLoader asks for."""
         if get_worker_info() is not None:
-            _limit_threads(os.getpid())
+            limit_threads(os.getpid())
         loaded = [self._load(int(index)) for index in indices]
         numbers = np.array([image.number for image in loaded], np.uint64)
         views_BM = self.schedule.views_at(numbers, self.visit)
@@ -172,24 +173,14 @@ class CropDataset(Dataset[Crops]):
         loaded = _Loaded(name=name, number=sample_number(name), target=self.source.target(index))
         try:
             image = self.source.load(index)
-            self._check_unchanged(index, name, image)
+            if self._hashes is not None:
+                refuse_changed(name, image, self._hashes[index])
             loaded.target = image.target
             loaded.height, loaded.width = image.size(name)
             loaded.image = image
         except (UnreadableImage, SampleChanged) as fault:
             self._skip(loaded, fault)
         return loaded
-
-    def _check_unchanged(self, index: int, name: str, image: SourceImage) -> None:
-        if self._hashes is None or not self._hashes[index]:
-            return
-        now = image.digest().rpartition(":")[2]
-        before = bytes(self._hashes[index]).ljust(HASH_BYTES, b"\0").hex()
-        if now != before:
-            raise SampleChanged(
-                f"image {name} changed since its labels were recorded: it hashes to {now} and did to {before}; restore "
-                "it, or record its labels anew into another folder"
-            )
 
     def _cut(self, loaded: _Loaded, boxes: NDArray[np.void], crops: Tensor, images: Tensor) -> None:
         """Fill one image's crops [m, H, W, 3] in both renderings; with zeros where it cannot be read."""
@@ -262,7 +253,7 @@ def _empty_here(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _limit_threads(pid: int) -> None:
+def limit_threads(pid: int) -> None:
     """Workers are the parallelism: OpenCV's own threads would only get in each other's way, once per process."""
     import cv2
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex, index_dataset
 from teacherfarm.crops.sample_names import name_array
 from teacherfarm.label_store.label_directory import LabelDirectory
-from teacherfarm.protos.faults import UnknownSample, UnreadableImage
-from teacherfarm.student.image_sources import ImageSource, SampleImages
+from teacherfarm.protos.faults import SampleChanged, UnknownSample, UnreadableImage
+from teacherfarm.student.image_sources import ImageSource, SampleImages, SourceImage
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,18 @@ def hashes_of(index: SampleIndex, rows: NDArray[np.int64]) -> NDArray[np.void]:
     hashes = np.zeros(len(rows), f"V{HASH_BYTES}")
     hashes[rows >= 0] = np.ascontiguousarray(index.hashes).view(f"V{HASH_BYTES}")[rows[rows >= 0]]
     return hashes
+
+
+def refuse_changed(name: str, image: SourceImage, recorded: np.bytes_) -> None:
+    """Raise SampleChanged where an image's content is not that of ``recorded`` (of :func:`hashes_of`, as S16)."""
+    if not recorded:
+        return
+    now, before = image.digest().rpartition(":")[2], bytes(recorded).ljust(HASH_BYTES, b"\0").hex()
+    if now != before:
+        raise SampleChanged(
+            f"image {name} changed since its labels were recorded: it hashes to {now} and did to {before}; restore it, "
+            "or record its labels anew into another folder"
+        )
 
 
 def names_of(source: ImageSource) -> NDArray[np.bytes_]:
