@@ -134,7 +134,8 @@ class LmdbStore:
             for segment in reversed(self._segments):
                 try:
                     damaged = segment.read(scope, keys, found)
-                except lmdb.Error as error:
+                except Exception as error:
+                    # Whatever a damaged file brings about: its labels are computed again.
                     damaged = 1
                     log.warning("label store: %s cannot be read, its labels are asked again: %s", segment.path, error)
                 if damaged:

@@ -206,7 +206,7 @@ def make_client(url: str, *, timeout_s: float) -> Any:
             socket_timeout=max(CONNECT_S, timeout_s),
             socket_connect_timeout=CONNECT_S,
         )
-        return redis.Redis(connection_pool=pool, retry=None)
+        return redis.Redis(connection_pool=pool)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{shown(url)} is no address of Redis: expected redis://HOST:PORT/0") from error
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hmac
 import itertools
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.crop import CropBatch, CropFormat
+from teacherfarm.label_store.label_store import LabelStore
+from teacherfarm.protos.crop import CropFormat
 from teacherfarm.protos.faults import (
     DigestMismatch,
     GoingAway,
@@ -25,59 +26,27 @@ from teacherfarm.protos.faults import (
 from teacherfarm.protos.messages import FarmLoad, Hello, StudentReport, TeacherSummary, Welcome
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.wire import PAYLOAD_BYTES, slice_crops
-from teacherfarm.teacher_server.credit import Credit, CreditPool
+from teacherfarm.teacher_server.credit import CreditPool
 from teacherfarm.teacher_server.doorkeeper import Doorkeeper
 from teacherfarm.teacher_server.farm.farm import Farm
 from teacherfarm.teacher_server.farm.in_flight import InFlight, split_keys
 from teacherfarm.teacher_server.farm.lane import Lane
-from teacherfarm.teacher_server.farm.lane_load import LoadMark
-from teacherfarm.teacher_server.metrics import Metrics, ScopeMetrics
+from teacherfarm.teacher_server.kept_labels import KeptLabels
+from teacherfarm.teacher_server.metrics import Metrics
 from teacherfarm.teacher_server.projects.project import Project
 from teacherfarm.teacher_server.projects.projects_file import ProjectEntry
 from teacherfarm.teacher_server.projects.registry import Projects
+from teacherfarm.teacher_server.samples.data_sets import DataSets
+from teacherfarm.teacher_server.session import Scope, ScopeName, Session, scope_name
+from teacherfarm.teacher_server.slice_crops import SliceCrops
 
 BUSY_RETRY_AFTER_S = 0.05
-ScopeName = tuple[str, str, LabelSpec, CropFormat]
-
-
-@dataclass(eq=False)
-class Scope:
-    """The open sessions whose crops may join each other's: of one project, teacher, label spec and crop format."""
-
-    metrics: ScopeMetrics
-    num_sessions: int = 0
-
-
-@dataclass(eq=False, kw_only=True)
-class Session:
-    """One student's connection, authenticated at Hello. Close it with :meth:`Gateway.close_session`."""
-
-    id: str
-    project: Project
-    key_digest: str = field(repr=False)
-    lane: Lane
-    spec: LabelSpec
-    crop_format: CropFormat
-    credit: Credit
-    welcome: Welcome
-    record_dtype: np.dtype[np.void]
-    graph_outputs: tuple[str, ...]
-    scope: Scope
-    load_mark: LoadMark
-
-    @property
-    def keys_wanted(self) -> bool:
-        """Whether anybody else could ask the same crops, so that keys are worth their making."""
-        return self.scope.num_sessions > 1
-
-    @property
-    def scope_name(self) -> ScopeName:
-        """What the sessions of a scope have in common."""
-        return (self.project.name, self.lane.card.name, self.spec, self.crop_format)
 
 
 class Gateway:
-    """Opens sessions and labels their slices. Without ``projects`` everybody is the same project and needs no key."""
+    """Opens sessions and labels their slices. Without ``projects`` everybody is the same project and needs no key;
+    without ``kept`` no label is looked up or kept; without ``data_sets`` no crop is taken by reference.
+    """
 
     def __init__(
         self,
@@ -86,9 +55,13 @@ class Gateway:
         credit: CreditPool,
         metrics: Metrics,
         projects: Projects | None = None,
+        kept: LabelStore | None = None,
+        data_sets: DataSets | None = None,
         payload_bytes: int = PAYLOAD_BYTES,
     ) -> None:
         self._farm = farm
+        self._kept = kept
+        self._data_sets = data_sets or DataSets()
         self._credit = credit
         self._metrics = metrics
         self._door = Doorkeeper(projects or Projects(), farm, metrics)
@@ -155,17 +128,21 @@ class Gateway:
         _check_format(crop_format, card.crop_format)
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
-        crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, lane.largest_batch, self.payload_bytes)
+        cutter = self._data_sets.cutter(hello.samples, card.crop_format) if hello.samples is not None else None
         # What could never be in flight at once must not be sent at once.
-        crops = min(crops, project.allowance.crops_in_flight or crops)
+        most = min(lane.largest_batch, project.allowance.crops_in_flight or lane.largest_batch)
+        crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, most, self.payload_bytes)
+        # References weigh next to nothing: their slices may fill a teacher batch.
+        by_reference = slice_crops(0, record_dtype.itemsize, most, self.payload_bytes) if cutter is not None else 0
         self._door.check_streams(project)
         credit = self._credit.open(
-            crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize, slice_crops=crops, project=project.name
+            crop_bytes=card.crop_format.crop_bytes + record_dtype.itemsize,
+            slice_crops=max(crops, by_reference),
+            project=project.name,
         )
         self._door.entered(project, credit)
         session_id = f"s{next(self._numbers)}"
-        scope_name = (project.name, card.name, spec, crop_format)
-        scope = self._scopes.setdefault(scope_name, Scope(self._metrics.scope(card.name, project.name)))
+        scope = self._scope(project, lane, spec, crop_format)
         scope.num_sessions += 1
         return Session(
             id=session_id,
@@ -178,15 +155,37 @@ class Gateway:
             record_dtype=record_dtype,
             graph_outputs=spec.graph_outputs(card),
             scope=scope,
+            cutter=cutter,
             load_mark=lane.load_mark(),
             welcome=Welcome(
                 session_id=session_id,
                 window_crops=credit.window_crops,
                 slice_crops=crops,
                 artifact_digest=digest,
-                keys_wanted=scope.num_sessions > 1,
+                keys_wanted=scope.keys_wanted,
+                reference_crops=by_reference,
             ),
         )
+
+    def _scope(self, project: Project, lane: Lane, spec: LabelSpec, crop_format: CropFormat) -> Scope:
+        name = scope_name(project, lane, spec, crop_format)
+        scope = self._scopes.get(name)
+        if scope is None:
+            metrics = self._metrics.scope(lane.card.name, project.name)
+            kept = None
+            if self._kept is not None:
+                kept = KeptLabels(
+                    self._kept,
+                    project=project.name,
+                    card=lane.card,
+                    artifact_digest=self._farm.artifact_digest(lane),
+                    spec=spec,
+                    crop_format=name[-1],
+                    shares=lambda: project.allowance.share_labels,
+                    counts=metrics.looked_up,
+                )
+            scope = self._scopes[name] = Scope(metrics, kept)
+        return scope
 
     def close_session(self, session: Session) -> None:
         """Give the session's share of the memory back."""
@@ -208,11 +207,11 @@ class Gateway:
         return load
 
     async def label(
-        self, session: Session, num_crops: int, decode: Callable[[], Awaitable[CropBatch]]
+        self, session: Session, num_crops: int, decode: Callable[[], Awaitable[SliceCrops]]
     ) -> NDArray[np.void]:
         """Label records [N] for one slice, in order. Cancelling withdraws it; a fault concerns this slice alone.
 
-        ``decode`` is called only once there is room for the pixels that it makes.
+        ``decode`` is called only once there is room for the pixels that it makes. Records of refused rows are zeros.
         """
         self._admit(session, num_crops)
         try:
@@ -233,39 +232,63 @@ class Gateway:
         finally:
             self._admitted_crops -= num_crops
 
-    async def _answer(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
-        if not crops.keys:
-            return await self._compute(session, crops.pixels, crops.priority)
-        return await self._claim_and_compute(session, crops)
+    async def _answer(self, session: Session, crops: SliceCrops) -> NDArray[np.void]:
+        rows = [row for row in range(len(crops)) if row not in crops.refused]
+        if crops.keys:
+            return await self._claim_and_compute(session, crops, rows)
+        computed, done = await self._render_and_compute(session, crops, rows)
+        return computed if len(done) == len(crops) else _spread(computed, done, len(crops))
 
-    async def _claim_and_compute(self, session: Session, crops: CropBatch) -> NDArray[np.void]:
-        keys, missing = split_keys(crops.keys), list(range(len(crops)))
+    async def _claim_and_compute(self, session: Session, crops: SliceCrops, rows: list[int]) -> NDArray[np.void]:
+        keys, missing = split_keys(crops.keys), rows
         records: NDArray[np.void] | None = None
         while missing:
             claim = self._in_flight.claim(session.scope, keys, missing)
             try:
-                if len(claim.fresh) == len(crops):
-                    records = await self._compute(session, crops.pixels, crops.priority)
-                    claim.fulfil(records)
-                    return records
-                if records is None:
-                    records = np.empty(len(crops), session.record_dtype)
                 if claim.fresh:
-                    fresh = await self._compute(session, crops.pixels[claim.fresh], crops.priority)
-                    claim.fulfil(fresh)
-                    records[claim.fresh] = fresh
+                    computed, done = await self._find_or_compute(session, crops, keys, claim.fresh)
+                    # Who joined a crop that was refused here asks by itself: it may have the pixels.
+                    claim.fulfil(computed, done)
+                    if len(done) == len(crops):
+                        return computed
+                if records is None:
+                    records = np.zeros(len(crops), session.record_dtype)
+                if claim.fresh:
+                    records[np.asarray(done, np.int64)] = computed
             finally:
                 claim.release()
             missing = []
             for row, owner, index in claim.joined:
-                answers = await owner.answers()
-                if answers is None:
+                answer = await owner.answer(index)
+                if answer is None:
                     missing.append(row)
                 else:
-                    records[row] = answers[index]
+                    records[row] = answer
             session.scope.metrics.joined(len(claim.joined) - len(missing))
-        assert records is not None
-        return records
+        return np.zeros(len(crops), session.record_dtype) if records is None else records
+
+    async def _find_or_compute(
+        self, session: Session, crops: SliceCrops, keys: Sequence[bytes], rows: Sequence[int]
+    ) -> tuple[NDArray[np.void], Sequence[int]]:
+        """Records of those of ``rows`` that were kept or could be rendered, and which these are."""
+        kept = session.scope.kept
+        if kept is None:
+            return await self._render_and_compute(session, crops, rows)
+        lookup = await kept.find(keys, rows)
+        if missing := lookup.missing:
+            pixels, done = await kept.find_shared(lookup, *await crops.render(missing))
+            if len(done):
+                kept.keep(lookup, await self._compute(session, pixels, crops.priority), done)
+        return lookup.answers()
+
+    async def _render_and_compute(
+        self, session: Session, crops: SliceCrops, rows: Sequence[int]
+    ) -> tuple[NDArray[np.void], Sequence[int]]:
+        """Records of those of ``rows`` that could be rendered, and which these are."""
+        pixels, done = await crops.render(rows)
+        if not len(done):
+            return np.zeros(0, session.record_dtype), done
+        return await self._compute(session, pixels, crops.priority), done
 
     async def _compute(self, session: Session, pixels: NDArray[np.generic], priority: int) -> NDArray[np.void]:
         outputs = await session.lane.label(session.project, session.id, pixels, session.graph_outputs, priority)
@@ -273,8 +296,8 @@ class Gateway:
 
     def _admit(self, session: Session, num_crops: int) -> None:
         credit = session.credit
-        if num_crops > session.welcome.slice_crops:
-            raise WrongBatchSize(f"a slice of {num_crops} crops; Welcome allowed {session.welcome.slice_crops}")
+        if num_crops > credit.slice_crops:
+            raise WrongBatchSize(f"a slice of {num_crops} crops; Welcome allowed {credit.slice_crops}")
         if not credit.has_room(num_crops):
             raise Overloaded(
                 f"{credit.untaken_crops} crops in flight or not taken, {num_crops} more exceed the window of "
@@ -283,6 +306,13 @@ class Gateway:
             )
         credit.receive(num_crops)
         self._admitted_crops += num_crops
+
+
+def _spread(computed: NDArray[np.void], rows: Sequence[int], num_crops: int) -> NDArray[np.void]:
+    """Records of some rows in their places among ``num_crops``, zeros elsewhere."""
+    records = np.zeros(num_crops, computed.dtype)
+    records[np.asarray(rows, np.int64)] = computed
+    return records
 
 
 def _check_format(asked: CropFormat, card: CropFormat) -> None:

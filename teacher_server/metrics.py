@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from teacherfarm.teacher_server.busy_seconds import BusySeconds
 from teacherfarm.teacher_server.counting import TallyCounter, TallyHistogram
 from teacherfarm.teacher_server.endpoint_states import EndpointStates
+from teacherfarm.teacher_server.store_layers import StoreLayers
 from teacherfarm.teacher_server.student_reports import StudentReports
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -37,6 +38,8 @@ class ScopeMetrics:
     def __init__(self, metrics: Metrics, teacher: str, project: str) -> None:
         self._labels = metrics.labels.labels(teacher, project)
         self._joined = metrics.joined.labels(teacher, project)
+        self._hits = metrics.store_hits.labels(teacher, project)
+        self._misses = metrics.store_misses.labels(teacher, project)
 
     def answered(self, num_crops: int) -> None:
         """So many crops were answered."""
@@ -45,6 +48,11 @@ class ScopeMetrics:
     def joined(self, num_crops: int) -> None:
         """So many of them from a computation that was under way already."""
         self._joined.inc(num_crops)
+
+    def looked_up(self, num_found: int, num_missing: int) -> None:
+        """So many of them were kept, and so many were looked for in vain."""
+        self._hits.inc(num_found)
+        self._misses.inc(num_missing)
 
 
 class Metrics:
@@ -58,6 +66,18 @@ class Metrics:
         self.joined = TallyCounter(
             "teacherfarm_joined_total",
             "Crops answered from a computation that was under way already",
+            ["teacher", "project"],
+            registry=self.registry,
+        )
+        self.store_hits = TallyCounter(
+            "teacherfarm_store_hits_total",
+            "Crops answered from kept labels",
+            ["teacher", "project"],
+            registry=self.registry,
+        )
+        self.store_misses = TallyCounter(
+            "teacherfarm_store_misses_total",
+            "Crops looked for among kept labels in vain",
             ["teacher", "project"],
             registry=self.registry,
         )
@@ -119,9 +139,11 @@ class Metrics:
         self.busy = BusySeconds()
         self.endpoints = EndpointStates()
         self.students = StudentReports()
+        self.store = StoreLayers()
         self.registry.register(self.busy)
         self.registry.register(self.endpoints)
         self.registry.register(self.students)
+        self.registry.register(self.store)
 
     def lane(self, teacher: str) -> LaneMetrics:
         """The metrics of one teacher's lane."""

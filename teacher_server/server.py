@@ -8,6 +8,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from teacherfarm.label_store.label_store import LabelStore
+from teacherfarm.label_store.memory_store import MemoryStore
+from teacherfarm.label_store.read_through import ReadThrough
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.teacher_server.backends.backend import Backend, BackendPool
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
@@ -30,6 +33,7 @@ from teacherfarm.teacher_server.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 DRAIN_POLL_S = 0.02
+DAY_S = 86_400
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MakeBackend = Callable[[ExportedTeacher, TeacherCard], Backend]
@@ -55,6 +59,9 @@ class Server:
             batches=BatchSettings(preferred_batch=settings.preferred_batch, longest_wait_s=settings.max_wait_ms / 1000),
             pool=_triton_pool(settings) if settings.triton else None,
         )
+        self.store = _label_store(settings)
+        if self.store is not None:
+            self.metrics.store.watch(self.store.stats)
         self.gateway = Gateway(
             self.farm,
             credit=CreditPool(budget_bytes=settings.memory_mb << 20, most_crops=settings.window),
@@ -63,6 +70,7 @@ class Server:
                 read_projects(Path(settings.projects)) if settings.projects else None,
                 most_sessions=settings.max_sessions,
             ),
+            kept=self.store,
             payload_bytes=settings.payload_kib << 10,
         )
         largest_crop = max((t.card.crop_format.crop_bytes for t in found if t.card is not None), default=0)
@@ -101,6 +109,7 @@ class Server:
                 readiness=self._missing,
                 addresses=self.addresses,
                 endpoints=self.farm.endpoints,
+                store=self.store.stats if self.store is not None else tuple,
             )
 
     def __repr__(self) -> str:
@@ -115,6 +124,8 @@ class Server:
         """Open the front-ends (students are told NotReady meanwhile), then load and check the teachers."""
         if self.status is not None:
             self.status.start()
+        if self.store is not None:
+            await self.store.start()
         for frontend in self.frontends:
             await frontend.start()
         await self.farm.start()
@@ -165,6 +176,8 @@ class Server:
         for frontend in self.frontends:
             await frontend.close()
         await self.farm.close()
+        if self.store is not None:
+            await self.store.close()
         if self.status is not None:
             self.status.close()
 
@@ -226,6 +239,23 @@ def _triton_pool(settings: ServerSettings) -> BackendPool:
         largest_batch=settings.max_batch or None,
         deadline_s=settings.triton_deadline_s,
     )
+
+
+def _label_store(settings: ServerSettings) -> LabelStore | None:
+    kind, _, place = settings.store.partition(":")
+    if kind == "off":
+        return None
+    memory, most_age_s = MemoryStore(settings.store_memory_mb << 20), settings.store_max_days * DAY_S
+    if kind == "memory":
+        return memory
+    # Their libraries are loaded only where they are wanted: Redis's is an extra of its own.
+    if kind == "lmdb":
+        from teacherfarm.label_store.lmdb_store import LmdbStore
+
+        return ReadThrough(memory, LmdbStore(place, most_bytes=int(settings.store_max_gb * 1e9), most_age_s=most_age_s))
+    from teacherfarm.label_store.redis_store import RedisStore
+
+    return ReadThrough(memory, RedisStore(settings.store, most_age_s=most_age_s))
 
 
 def _tls(settings: ServerSettings) -> ServerTls | None:

@@ -15,6 +15,8 @@ from typing import Any
 from teacherfarm.teacher_server.backends.triton_addresses import parse_addresses
 
 ENVIRONMENT_PREFIX = "TEACHERFARM_"
+SMALLEST_STORE_GB = 0.02
+MOST_STORE_DAYS = 36_500
 
 
 def _setting(default: Any, about: str) -> Any:
@@ -67,12 +69,23 @@ class ServerSettings:
         60.0, "close a session whose student has been silent for so long (it pings every 2 s)"
     )
     payload_kib: int = _setting(
-        1024, "most KiB of pixels or labels in one message (more only for a single larger crop)"
+        2048, "most KiB of pixels or labels in one message (more only for a single larger crop)"
     )
     drain_s: float = _setting(20.0, "on SIGTERM, how long to go on answering what was accepted")
     projects: str = _setting(
         "", "TOML file of projects and their API keys; read again on SIGHUP (default: nobody needs a key)"
     )
+    store: str = _setting(
+        "off",
+        "keep labels, so that a crop that comes again is not computed again: 'memory' (while the server runs), "
+        "lmdb:DIR (memory over this machine's disk) or redis://HOST:PORT/0 (memory over a Redis that several servers "
+        "share; rediss:// by TLS, a password in TEACHERFARM_STORE rather than here); 'off' where no crop comes twice",
+    )
+    store_memory_mb: int = _setting(
+        256, "memory for kept labels: 120,000 dense ones of 1000 classes, or 800,000 top-10"
+    )
+    store_max_gb: float = _setting(20.0, "disk for kept labels (lmdb): the oldest are dropped; Redis has its maxmemory")
+    store_max_days: float = _setting(30.0, "how long labels are kept (lmdb, redis)")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
     log_json: bool = _setting(False, "log one JSON object a line")
 
@@ -101,7 +114,26 @@ class ServerSettings:
             host, _, port = address.rpartition(":")
             if address != "off" and not (host and port.isdigit() and int(port) < 65536):
                 raise ValueError(f"{name} must be HOST:PORT or 'off', got {address!r}")
+        self._check_store()
         self._check_security()
+
+    def _check_store(self) -> None:
+        kind, _, place = self.store.partition(":")
+        known = self.store in ("off", "memory") or (kind in ("lmdb", "redis", "rediss") and place.strip("/"))
+        if not known:
+            # What stands behind the colon may be a password.
+            raise ValueError(
+                f"store is 'off', 'memory', 'lmdb:DIR' or 'redis://HOST:PORT/0' (by TLS rediss://), got {kind!r}"
+                f"{' and no place' if kind in ('lmdb', 'redis', 'rediss') else ''}"
+            )
+        if self.store_memory_mb < 1:
+            raise ValueError(f"store_memory_mb must be at least 1, got {self.store_memory_mb}")
+        if not self.store_max_gb >= SMALLEST_STORE_GB:
+            raise ValueError(f"store_max_gb must be at least {SMALLEST_STORE_GB}, got {self.store_max_gb}")
+        if not 0 < self.store_max_days <= MOST_STORE_DAYS:
+            raise ValueError(
+                f"store_max_days must be more than 0 and at most {MOST_STORE_DAYS}, got {self.store_max_days}"
+            )
 
     def _check_security(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):

@@ -13,13 +13,15 @@ from teacherfarm.protos.faults import TeacherFarmFault
 
 
 class SliceCrops(Protocol):
-    """``keys``: 16 bytes a crop, or none. ``refused``: rows that cannot be had, and why; what is known before
-    :meth:`render` must not be rendered.
-    """
+    """``keys``: 16 bytes a crop, or none."""
 
     keys: bytes
     priority: int
-    refused: Mapping[int, TeacherFarmFault]
+
+    @property
+    def refused(self) -> Mapping[int, TeacherFarmFault]:
+        """Rows that cannot be had, and why: some known from the start, which need not be rendered, others by that."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
-from teacherfarm.protos.crop import CropBatch, CropFormat
+from teacherfarm.protos.crop import CropBatch
 from teacherfarm.protos.faults import (
     BadMessage,
+    BadReference,
     GoingAway,
     Overloaded,
     ServerFault,
@@ -33,6 +35,7 @@ from teacherfarm.protos.messages import (
     ListTeachers,
     Ping,
     Pong,
+    RefusedCrop,
     Slice,
     SliceFault,
     SliceLabels,
@@ -41,8 +44,10 @@ from teacherfarm.protos.messages import (
     Value,
 )
 from teacherfarm.protos.wire import Buffer, decode_header, encode_header
-from teacherfarm.teacher_server.gateway import Gateway, Session
+from teacherfarm.teacher_server.gateway import Gateway
 from teacherfarm.teacher_server.metrics import Metrics
+from teacherfarm.teacher_server.session import Session
+from teacherfarm.teacher_server.slice_crops import SentCrops, SliceCrops
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,15 @@ MOMENT_S = 0.001
 
 Send = Callable[[bytes, Buffer], None]
 """Delivers a header and a payload in order, without waiting; what cannot be delivered is dropped with the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A slice's labels before they leave, and which of its crops got none."""
+
+    slice: Slice
+    records: NDArray[np.void]
+    refused: Mapping[int, TeacherFarmFault]
 
 
 class Conversation:
@@ -65,7 +79,7 @@ class Conversation:
         self._session: Session | None = None
         self._slices: set[asyncio.Task[None]] = set()
         self._answered_s = 0.0
-        self._answered: list[tuple[Slice, NDArray[np.void]]] = []
+        self._answered: list[_Answered] = []
         self._received = metrics.received.labels(wire)
         self._sent = metrics.sent.labels(wire)
         self._num_inquiries = 0
@@ -190,7 +204,13 @@ class Conversation:
 
     async def _label(self, session: Session, slice_: Slice, payload: Buffer) -> None:
         try:
-            decode = partial(_decode, session.crop_format, slice_, payload)
+            crops: SliceCrops | None = None
+
+            async def decode() -> SliceCrops:
+                nonlocal crops
+                crops = await _decode(session, slice_, payload)
+                return crops
+
             records = await self._gateway.label(session, slice_.num_crops, decode)
         except TeacherFarmFault as fault:
             self._answer_fault(session, slice_, fault)
@@ -199,18 +219,20 @@ class Conversation:
             internal = ServerFault(f"an internal error of the server, logged there under session {session.id}")
             self._answer_fault(session, slice_, internal)
         else:
-            self._answer(slice_, records)
+            self._answer(slice_, records, crops.refused if crops is not None else {})
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._slices.discard(task)
 
-    def _answer(self, slice_: Slice, records: NDArray[np.void]) -> None:
+    def _answer(self, slice_: Slice, records: NDArray[np.void], refused: Mapping[int, TeacherFarmFault]) -> None:
         """Send it at once, or with what else is answered within a moment of the last message."""
+        for fault in refused.values():
+            self._metrics.faults.labels(type(fault).__name__).inc()
         if not self._answered:
             loop = asyncio.get_running_loop()
             loop.call_at(self._answered_s + MOMENT_S, self._send_answered)
-        self._answered.append((slice_, records))
+        self._answered.append(_Answered(slice_, records, refused))
 
     def _send_answered(self) -> None:
         """Slices that follow each other in a batch are answered in one message: for both ends as dear as one slice."""
@@ -222,14 +244,20 @@ class Conversation:
         most_crops = max(1, self._gateway.payload_bytes // session.record_dtype.itemsize)
         place = 0
         while place < len(answered):
-            first, records = answered[place]
-            parts, num_crops = [records], first.num_crops
-            place += 1
+            first, num_crops = answered[place].slice, 0
+            parts: list[NDArray[np.void]] = []
+            refused: list[RefusedCrop] = []
             while place < len(answered):
-                slice_, records = answered[place]
+                slice_, records = answered[place].slice, answered[place].records
                 follows = slice_.batch_id == first.batch_id and slice_.first_row == first.first_row + num_crops
-                if not follows or num_crops + slice_.num_crops > most_crops:
+                if parts and (not follows or num_crops + slice_.num_crops > most_crops):
                     break
+                # A thousand refusals fill a header.
+                if refused and answered[place].refused:
+                    break
+                refused += [
+                    RefusedCrop(row=num_crops + row, fault=fault) for row, fault in answered[place].refused.items()
+                ]
                 parts.append(records)
                 num_crops += slice_.num_crops
                 place += 1
@@ -239,6 +267,7 @@ class Conversation:
                 num_crops=num_crops,
                 window_crops=session.credit.window_crops,
                 keys_wanted=session.keys_wanted,
+                refused=tuple(refused),
             )
             joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
             payload = memoryview(joined.view(np.uint8))  # type: ignore[arg-type]
@@ -267,11 +296,16 @@ class Conversation:
         self._send(encode_header(value), payload)
 
 
-async def _decode(crop_format: CropFormat, slice_: Slice, payload: Buffer) -> CropBatch:
-    if crop_format.codec == "raw":
-        pixels = decode_crops(payload, slice_.num_crops, crop_format)
-    else:
+async def _decode(session: Session, slice_: Slice, payload: Buffer) -> SliceCrops:
+    crop_format = session.crop_format
+    if slice_.place != "pixels":
+        if session.cutter is None:
+            raise BadReference("crops by reference on a session whose Hello named no data set")
+        return await session.cutter.find(payload, slice_.num_crops, slice_.place, slice_.mixing, slice_.priority)
+    if crop_format.codec == "jpeg":
         # JPEG images take a millisecond each.
         decode = partial(decode_crops, payload, slice_.num_crops, crop_format, slice_.crop_bytes)
         pixels = await asyncio.get_running_loop().run_in_executor(None, decode)
-    return CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority)
+    else:
+        pixels = decode_crops(payload, slice_.num_crops, crop_format)
+    return SentCrops(CropBatch(pixels=pixels, keys=slice_.keys, priority=slice_.priority))

@@ -1,4 +1,6 @@
-"""The server's HTTP page for people and monitors: /metrics, /healthz, /readyz, and teachers and endpoints at /."""
+"""The server's HTTP page for people and monitors: /metrics, /healthz, /readyz, and teachers, endpoints and kept
+labels at / and in JSON.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from teacherfarm.label_store.label_store import LayerStats
 from teacherfarm.protos.messages import TeacherSummary
 from teacherfarm.teacher_server.backends.backend import EndpointState
 from teacherfarm.teacher_server.metrics import Metrics
@@ -32,7 +35,7 @@ code{{background:#f1f3f6;padding:.1rem .3rem;border-radius:.2rem}}.ready,.servin
 <table><tr><th>Teacher</th><th>State</th><th>Digest</th></tr>{rows}</table>{endpoints}
 <p>{addresses}</p><p><a href="/metrics">/metrics</a> &middot; <a href="/healthz">/healthz</a> &middot;
 <a href="/readyz">/readyz</a> &middot; <a href="/teachers">/teachers</a> &middot;
-<a href="/endpoints">/endpoints</a></p></html>
+<a href="/endpoints">/endpoints</a> &middot; <a href="/store">/store</a></p></html>
 """
 
 
@@ -80,6 +83,7 @@ class StatusFrontend:
         readiness: Callable[[], str | None],
         addresses: Callable[[], list[str]],
         endpoints: Callable[[], Sequence[EndpointState]] = tuple,
+        store: Callable[[], Sequence[LayerStats]] = tuple,
     ) -> None:
         self.address = address
         self._metrics = metrics
@@ -87,6 +91,7 @@ class StatusFrontend:
         self._readiness = readiness
         self._addresses = addresses
         self._endpoints = endpoints
+        self._store = store
         self._server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
@@ -130,9 +135,11 @@ class StatusFrontend:
             case "/healthz":
                 return 200, "text/plain", b"alive\n"
             case "/readyz":
-                return (
-                    (200, "text/plain", b"ready\n") if missing is None else (503, "text/plain", f"{missing}\n".encode())
-                )
+                if missing is not None:
+                    return 503, "text/plain", f"{missing}\n".encode()
+                # Answers go on without kept labels: ready, but not as it should be.
+                without = [f"ready, but without kept labels in {s.layer}: {s.why}\n" for s in self._store() if s.why]
+                return 200, "text/plain", ("".join(without) or "ready\n").encode()
             case "/teachers":
                 return (
                     200,
@@ -145,10 +152,20 @@ class StatusFrontend:
                     "application/json",
                     json.dumps([asdict(e) for e in self._endpoints()], indent=2).encode(),
                 )
+            case "/store":
+                return (
+                    200,
+                    "application/json",
+                    json.dumps([asdict(layer) for layer in self._store()], indent=2).encode(),
+                )
             case "/":
                 return 200, "text/html; charset=utf-8", self._page(missing).encode()
             case _:
-                return 404, "text/plain", b"not here: try /, /metrics, /healthz, /readyz, /teachers or /endpoints\n"
+                return (
+                    404,
+                    "text/plain",
+                    b"not here: try /, /metrics, /healthz, /readyz, /teachers, /endpoints or /store\n",
+                )
 
     def _page(self, missing: str | None) -> str:
         rows = "".join(
@@ -165,4 +182,12 @@ class StatusFrontend:
         if endpoints:
             heads = "<tr><th>Triton endpoint</th><th>Teacher</th><th>State</th><th>Why</th></tr>"
             endpoints = f"<table>{heads}{endpoints}</table>"
+        layers = "".join(
+            f"<tr><td>{html.escape(s.layer)}</td><td>{s.kept_labels if s.kept_labels >= 0 else '?'}</td>"
+            f"<td class={'failed' if s.why else 'ready'}>{html.escape(s.why or 'in use')}</td></tr>"
+            for s in self._store()
+        )
+        if layers:
+            heads = "<tr><th>Kept labels in</th><th>Labels</th><th>State</th></tr>"
+            endpoints += f"<table>{heads}{layers}</table>"
         return PAGE.format(state=html.escape(missing or "Ready."), rows=rows, addresses=addresses, endpoints=endpoints)

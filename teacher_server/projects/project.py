@@ -17,7 +17,8 @@ class Allowance:
 
     ``weight``: its share of each teacher against other projects that want labels at the same time.
     ``crops_in_flight``: received and not yet answered, over all of its sessions. ``streams``: open sessions.
-    ``teachers``: names, or patterns with ``*``, ``?`` and ``[...]``.
+    ``teachers``: names, or patterns with ``*``, ``?`` and ``[...]``. ``share_labels``: find kept labels of other
+    projects that share, and let them find its own, by the digest that the server makes of the pixels.
     """
 
     weight: float = 1.0
@@ -25,6 +26,7 @@ class Allowance:
     crops_in_flight: int = 0
     streams: int = 0
     teachers: tuple[str, ...] = ("*",)
+    share_labels: bool = False
 
     def __post_init__(self) -> None:
         # Beyond these, virtual time and counted crops would lose their last digits; NaN compares with nothing.

@@ -113,6 +113,8 @@ class _Reader:
         if key in ("teachers", KEYS):
             right = isinstance(value, list) and all(isinstance(item, str) for item in value)
             expected = "a list of texts"
+        elif key == "share_labels":
+            right, expected = type(value) is bool, "true or false"
         elif key in ("crops_in_flight", "streams"):
             right, expected = type(value) is int, "a whole number"
         else:

@@ -1,5 +1,6 @@
 """Metrics: what is counted, and that no label can grow without bound."""
 
+from teacherfarm.label_store.label_store import LayerStats
 from teacherfarm.protos.messages import StudentReport
 from teacherfarm.teacher_server.metrics import Metrics
 
@@ -47,8 +48,10 @@ def test_no_label_names_a_student_or_a_crop():
     metrics.busy.watch("t", lambda: 3.5)
     assert value(metrics, "teacherfarm_busy_slot_seconds_total", teacher="t") == 3.5
     labels |= {name for metric in metrics.registry.collect() for sample in metric.samples for name in sample.labels}
+    metrics.store.watch(lambda: (LayerStats(layer="lmdb"), LayerStats(layer="redis", kept_bytes=-1)))
+    labels |= {name for metric in metrics.registry.collect() for sample in metric.samples for name in sample.labels}
     # Endpoints are configured or resolved, reasons are classes of faults.
-    assert labels - {"le"} == {"teacher", "project", "fault", "wire", "reason", "endpoint"}
+    assert labels - {"le"} == {"teacher", "project", "fault", "wire", "reason", "endpoint", "layer"}
 
 
 def test_a_lane_remembers_what_its_load_is_made_of():
@@ -81,6 +84,30 @@ def test_an_endpoint_that_vanishes_takes_its_series_along():
     assert value(metrics, "teacherfarm_endpoint_up", teacher="t", endpoint="b:8001") == 0
     del endpoints["b:8001"]
     assert value(metrics, "teacherfarm_endpoint_up", teacher="t", endpoint="b:8001") is None
+
+
+def test_layers_of_the_store_show_what_they_know():
+    metrics = Metrics()
+    assert value(metrics, "teacherfarm_store_up", layer="lmdb") is None
+    layers = (
+        LayerStats(layer="lmdb", kept_labels=3, kept_bytes=120, written=5, dropped=2, damaged=1),
+        LayerStats(layer="redis", kept_labels=-1, kept_bytes=-1, why="gone"),
+    )
+    metrics.store.watch(lambda: layers)
+    found = {
+        name: value(metrics, f"teacherfarm_store_{name}", layer="lmdb")
+        for name in ("up", "kept_labels", "kept_bytes", "written_total", "dropped_total", "damaged_total")
+    }
+    assert found == {
+        "up": 1,
+        "kept_labels": 3,
+        "kept_bytes": 120,
+        "written_total": 5,
+        "dropped_total": 2,
+        "damaged_total": 1,
+    }
+    assert value(metrics, "teacherfarm_store_up", layer="redis") == 0
+    assert value(metrics, "teacherfarm_store_kept_bytes", layer="redis") is None
 
 
 def test_the_page_is_prometheus_text():

@@ -30,6 +30,7 @@ crops_per_second = 0.5
 crops_in_flight = 64
 streams = 4
 teachers = ["vit-*", "resnet50"]
+share_labels = true
 keys = [
     "{A}", # 2026-01-01 alice
     "{B}",
@@ -44,7 +45,12 @@ def test_everything_that_a_project_may_have():
     assert vision == ProjectEntry(
         name="vision",
         allowance=Allowance(
-            weight=3, crops_per_second=0.5, crops_in_flight=64, streams=4, teachers=("vit-*", "resnet50")
+            weight=3,
+            crops_per_second=0.5,
+            crops_in_flight=64,
+            streams=4,
+            teachers=("vit-*", "resnet50"),
+            share_labels=True,
         ),
         keys=(A, B),
     )
@@ -85,6 +91,7 @@ def test_an_empty_file_has_no_projects():
         ("[projects.a]\nstreams = 1\n[projects.b]\nstreams = -1\n", 4, "streams must be 0"),
         ("[projects.a]\nteachers = 'vit'\n", 2, "teachers of project 'a' must be a list of texts, got 'vit'"),
         ("[projects.a]\nteachers = [1]\n", 2, "must be a list of texts"),
+        ("[projects.a]\nshare_labels = 1\n", 2, "share_labels of project 'a' must be true or false, got 1"),
         ("[projects.a]\nkeys = ['0123']\n", 2, "digests of 64 hexadecimal digits, got '0123'"),
         (
             f"[projects.a]\nkeys = ['{A}']\n[projects.b]\nkeys = ['{A}']\n",
