@@ -110,7 +110,7 @@ def of_teacher(options: argparse.Namespace, teacher: Answers) -> int:
                     cells={"kind": arrival.way.group, "way": arrival.way.name},
                     num_bytes=arrival.crop_bytes,
                     drift={t: drift(np.exp(tempered(answer, t)), truth[t]) for t in truth},
-                    advice=arrival.way.advice,
+                    settings=dict.fromkeys(truth, arrival.way.advice) if arrival.way.advice else {},
                     seconds=arrival.seconds,
                 )
             )
@@ -142,7 +142,7 @@ def _label_study(options: argparse.Namespace, full: NDArray[np.float32], precisi
                 },
                 num_bytes=kind.label_bytes(num_classes),
                 drift=drifts,
-                advice=_label_advice(kind, options.temperature),
+                settings={t: _label_setting(kind, t) for t in temperatures} if kind.spec_known else {},
             )
         )
     table = Table(rows=rows, temperatures=temperatures, temperature=options.temperature, budget=options.budget)
@@ -167,9 +167,7 @@ def _crop_study(options: argparse.Namespace, rows: list[Row], name: str) -> list
     return _show(options, title, table, said, "crops")
 
 
-def _label_advice(kind: LabelFormat, temperature: float) -> str:
-    if not kind.spec_known:
-        return ""
+def _label_setting(kind: LabelFormat, temperature: float) -> str:
     if not kind.top_k:
         return "LabelSpec()"
     cut = "" if temperature == 1.0 else f", temperature={temperature:g}"
@@ -186,7 +184,7 @@ def _chosen(table: Table, what: str) -> list[str]:
     figures = f"{nats(found.kl_mean)} ± {nats(found.kl_error)}, worst {nats(found.kl_worst)}"
     said = [
         f"smallest {what} within {asked}: {offered.name}, {offered.num_bytes:.0f} bytes ({figures})",
-        f"to write: {offered.advice}",
+        f"to write: {offered.settings[table.temperature]}",
     ]
     if any_ is not None and any_.num_bytes < offered.num_bytes:
         kept = any_.drift[table.temperature]
@@ -201,7 +199,7 @@ def _temperatures(options: argparse.Namespace) -> tuple[float, ...]:
 def _show(options: argparse.Namespace, title: str, table: Table, said: list[str], name: str) -> list[str]:
     """Print one table and what follows from it; the same for the report."""
     print(f"\n{title}: bytes against KL from full precision in nats (* Pareto front, > chosen)")
-    print(*table.lines(), "", *said, sep="\n")
+    print(*table.lines(everything=name == "crops"), "", *said, sep="\n")
     if options.out is None:
         return []
     table.write_csv(options.out / f"{name}.csv")

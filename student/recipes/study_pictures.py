@@ -25,7 +25,7 @@ def draw_labels(table: Table, path: Path, *, title: str) -> None:
     figure, panels = _figure(len(table.temperatures))
     number_types = list(dict.fromkeys(row.cells["numbers"] for row in table.rows))
     for axes, temperature in zip(panels, table.temperatures, strict=True):
-        for number_type, colour in zip(number_types, COLOURS, strict=False):
+        for height, (number_type, colour) in enumerate(zip(number_types, COLOURS, strict=False)):
             own = [row for row in table.rows if row.cells["numbers"] == number_type]
             for completion, look in (
                 ("smoothing", {"marker": "o", "label": number_type}),
@@ -33,8 +33,9 @@ def draw_labels(table: Table, path: Path, *, title: str) -> None:
                 ("", {"marker": "s"}),
             ):
                 rows = [row for row in own if row.cells["completion"] == completion]
-                _plot(axes, rows, temperature, color=colour, **look)
-        offered = [row for row in table.rows if row.advice and row.cells["completion"] != "renorm"]
+                # The first, which label specs ask for, above the others that nearly coincide with it.
+                _plot(axes, rows, temperature, color=colour, zorder=9 - height, **look)
+        offered = [row for row in table.rows if row.settings and row.cells["completion"] != "renorm"]
         spread = [(row.num_bytes, _height(row, temperature), row.drift[temperature].kl_p99) for row in offered]
         axes.vlines(*zip(*spread, strict=True), color=COLOURS[0], linewidth=0.8, zorder=1)
         _name(axes, offered, temperature, lambda row: row.cells["label"], (0, -13))
@@ -65,9 +66,10 @@ def draw_crops(table: Table, path: Path, *, title: str) -> None:
         best = [row for row in drifting if row.cells["kind"] == "jpeg 4:4:4"]
         _name(axes, best, temperature, lambda row: row.cells["way"].removeprefix("quality "), (9, 3))
         others = [row for row in drifting if not row.cells["kind"].startswith("jpeg")]
-        _name(
-            axes, others, temperature, lambda row: row.cells["way"].partition(" px ")[2] or row.cells["way"], (-6, -3)
-        )
+        others.sort(key=lambda row: row.drift[table.temperature].kl_mean)
+        for place, drop in enumerate((-12, -3, 6)):
+            # In threes, so that names of points that nearly coincide do not.
+            _name(axes, others[place::3], temperature, _rendering_name, (-6, drop))
         _frame(axes, table, temperature, drifting)
         axes.set_xlabel("bytes per crop")
     changed = panels[-1]
@@ -85,6 +87,10 @@ def draw_crops(table: Table, path: Path, *, title: str) -> None:
     exact = [f"{row.cells['way']}: {row.num_bytes:.0f} bytes" for row in table.rows if row not in drifting]
     exact.append(f"by reference: {REFERENCE_BYTES} bytes")
     _finish(figure, panels[0], path, f"{title}\nno drift: {'; '.join(exact)}")
+
+
+def _rendering_name(row: Row) -> str:
+    return row.cells["way"].partition(" px ")[2] or row.cells["way"]
 
 
 def _line(kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from teacherfarm.student.recipes.study_drift import NO_DRIFT, Drift, pareto, smallest_within
@@ -15,14 +15,14 @@ FIGURES = ("kl_mean", "kl_error", "kl_p99", "kl_worst", "missed_mean", "moved_me
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """One line. ``cells``: what is varied, by column. ``advice``: what to write to get it, empty where nothing offers
-    it. ``seconds``: to make and undo one, where measured.
+    """One line. ``cells``: what is varied, by column. ``settings``: what to write to get it at each temperature, empty
+    where no setting gives it. ``seconds``: to make and undo one, where measured.
     """
 
     cells: Mapping[str, str]
     num_bytes: float
     drift: Mapping[float, Drift]
-    advice: str = ""
+    settings: Mapping[float, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -46,16 +46,16 @@ class Table:
 
     def smallest(self, *, offered: bool) -> Row | None:
         """Within the budget; ``offered``: among what a setting gives."""
-        rows = [row for row in self.rows if row.advice or not offered]
+        rows = [row for row in self.rows if row.settings or not offered]
         return smallest_within(rows, _num_bytes, lambda row: row.drift[self.temperature], self.budget)
 
-    def lines(self) -> list[str]:
+    def lines(self, *, everything: bool) -> list[str]:
         """For a terminal: bytes, then mean, 99th percentile and worst divergence and equal top-1 at each temperature.
-        ``*`` marks the front of that temperature, ``>`` the chosen row. Rows that no setting gives and that are on no
-        front are left out.
+        ``*`` marks the front of that temperature, ``>`` the chosen row. Without ``everything``, rows that no setting
+        gives and that are on no front are left out.
         """
         fronts = [row for temperature in self.temperatures for row in self.front(temperature)]
-        rows = [row for row in self.rows if row.advice or row in fronts]
+        rows = [row for row in self.rows if everything or row.settings or row in fronts]
         return aligned(self._shown(rows), num_left=1 + len(self.rows[0].cells))
 
     def markdown(self) -> list[str]:
@@ -75,7 +75,9 @@ class Table:
                 for row in self.rows:
                     figures = [f"{getattr(row.drift[temperature], name):.9g}" for name in FIGURES]
                     cells: list[object] = [*row.cells.values(), f"{row.num_bytes:.1f}", f"{temperature:g}", *figures]
-                    writer.writerow([*cells, int(row in front), f"{row.seconds * 1e6:.0f}", row.advice])
+                    writer.writerow(
+                        [*cells, int(row in front), f"{row.seconds * 1e6:.0f}", row.settings.get(temperature, "")]
+                    )
 
     def _shown(self, rows: Sequence[Row]) -> list[list[str]]:
         chosen = self.smallest(offered=True)
