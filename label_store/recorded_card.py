@@ -45,7 +45,7 @@ def _read(place: str) -> bytes | None:
     try:
         if "://" not in place:
             return Path(place).read_bytes()
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         with fsspec.open(place, "rb") as file:
             content: bytes = file.read()

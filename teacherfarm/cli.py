@@ -86,6 +86,12 @@ COMMANDS = (
         about="does a teacher fit your images and your training crops?",
     ),
     Command(
+        name="label",
+        module="teacherfarm.student.recipes.label_command",
+        extra="student",
+        about="label a whole data set beforehand, to train from without a teacher",
+    ),
+    Command(
         name="distill",
         module="teacherfarm.student.recipes.distill_command",
         extra="student",

@@ -172,7 +172,7 @@ def main(options: argparse.Namespace) -> int:
     return distill.main(options)
 
 
-def add_teacher_arguments(group: argparse._ArgumentGroup, *, required: bool = True) -> None:
+def add_teacher_arguments(group: argparse._ArgumentGroup, *, required: bool = True, class_map: bool = True) -> None:
     """Where the teacher is; shared with `teacherfarm check` and `teacherfarm label`."""
     group.add_argument(
         "--teacher-address",
@@ -186,9 +186,10 @@ def add_teacher_arguments(group: argparse._ArgumentGroup, *, required: bool = Tr
     group.add_argument(
         "--answer-timeout", type=float, default=120.0, metavar="S", help="seconds without labels (default: 120)"
     )
-    group.add_argument(
-        "--class-map",
-        type=Path,
-        metavar="FILE",
-        help="lines FOLDER = CLASS where names cannot be matched by themselves",
-    )
+    if class_map:
+        group.add_argument(
+            "--class-map",
+            type=Path,
+            metavar="FILE",
+            help="lines FOLDER = CLASS where names cannot be matched by themselves",
+        )

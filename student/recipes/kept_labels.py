@@ -19,7 +19,7 @@ from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
 from teacherfarm.student.recipes.ranks import Ranks
-from teacherfarm.student.recorded_teacher import RecordedTeacher
+from teacherfarm.student.recorded_teacher import OnMissing, RecordedTeacher
 from teacherfarm.student.recording_teacher import RecordingTeacher, Teacher
 
 
@@ -100,7 +100,7 @@ class KeptLabels:
             assert live is not None
             return live
         labels = self.recorded or RecordedLabels.open(self.options.labels)
-        on_missing = "skip" if self.options.on_starved == "skip" else "raise"
+        on_missing: OnMissing = "skip" if self.options.on_starved == "skip" else "raise"
         replaying = RecordedTeacher(labels, dataset, otherwise=live, on_missing=on_missing)
         self._replaying = [replaying]
         return replaying

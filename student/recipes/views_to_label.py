@@ -143,7 +143,7 @@ def loader_of(dataset: ViewsToLabel, todo: Todo, *, workers: int) -> DataLoader[
     """Batches of what is to do, in order."""
     return DataLoader(
         dataset,
-        batch_sampler=todo,  # type: ignore[arg-type]
+        batch_sampler=todo,
         num_workers=workers,
         collate_fn=_only,
         prefetch_factor=2 if workers else None,
