@@ -98,9 +98,9 @@ def test_what_streaming_costs():
     assert way.cost * HOUR == pytest.approx(1000 / 60 + 1000 / 30)
     priced = streaming(replace(SETUP, student_price=3, student_devices=2, teacher_price=0.5), COSTS, "jpeg")
     assert priced.cost * HOUR == pytest.approx(6 * 1000 / 60 + 0.5 * 1000 / 30)
-    # Three teachers that stand by for the whole run, and compute less of it.
-    dedicated = streaming(replace(SETUP, teachers=3, dedicated=True), COSTS, "jpeg")
-    assert dedicated.cost * HOUR == pytest.approx(1000 / 90 + 3 * 1000 / 90)
+    # Four teachers stand by for all the 10 s of the run, and compute for 33.33 of these 40.
+    dedicated = streaming(replace(SETUP, teachers=4, dedicated=True), COSTS, "jpeg")
+    assert dedicated.cost * HOUR == pytest.approx(10 + 4 * 10)
 
 
 def test_recording_first():
