@@ -57,7 +57,8 @@ class TeacherIdentity:
 class Manifest:
     """What a directory of recorded labels holds.
 
-    ``plan``: None where no plan gave the crops; then ``has_boxes``. ``spec`` is resolved for the teacher.
+    ``plan``: None where no plan gave the crops; then ``has_boxes``, or ``mixing`` says who can cut them.
+    ``spec`` is resolved for the teacher.
     ``views``: labels of each sample, at most. ``samples``: digest of the index of samples kept beside it.
     ``mixing``: "none", or how crops were mixed before the teacher saw them.
     """
@@ -77,7 +78,7 @@ class Manifest:
             raise ValueError(f"views lies in 1..2**32 - 1, got {self.views}")
         if not self.record_dtype.names:
             raise ValueError(f"record_dtype is spec.record_dtype(card), a structure of fields, got {self.record_dtype}")
-        if self.plan is None and not self.has_boxes:
+        if self.plan is None and not self.has_boxes and self.mixing == "none":
             raise ValueError("labels of crops that no plan gave need their boxes: has_boxes=True")
 
     @classmethod

@@ -45,6 +45,16 @@ ACTIONS = (
         module="teacherfarm.student.recipes.study_command",
         about="what a label and a crop may weigh before it hurts: bytes against divergence, on your images",
     ),
+    Action(
+        name="import",
+        module="teacherfarm.student.recipes.labels_import_command",
+        about="make recorded labels of FKD's, ReLabel's or TinyViT's files",
+    ),
+    Action(
+        name="export",
+        module="teacherfarm.student.recipes.labels_export_command",
+        about="write recorded labels as FKD's label files",
+    ),
 )
 
 
