@@ -125,7 +125,9 @@ class LmdbStore:
             for segment in self._segments:
                 segment.close()
             self._segments = []
-        os.close(self._lock_file)
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
 
     def _read(self, scope: StoreScope, keys: Sequence[bytes]) -> list[bytes | None]:
         found: list[bytes | None] = [None] * len(keys)

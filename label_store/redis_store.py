@@ -121,10 +121,11 @@ class RedisStore:
         """Write what is queued, while Redis takes it, and hang up."""
         self._closing = True
         if self._tasks:
-            watch = self._tasks.pop()
+            writer, watch = self._tasks
+            self._tasks = []
             watch.cancel()
             self._wake.set()
-            await asyncio.gather(*self._tasks, watch, return_exceptions=True)
+            await asyncio.gather(writer, watch, return_exceptions=True)
         await self._client.aclose(close_connection_pool=True)
 
     async def _connect(self) -> None:
@@ -159,7 +160,7 @@ class RedisStore:
             log.warning("label store: %s is back after %.0f s", self._shown, time.monotonic() - since_s)
 
     async def _write_for_ever(self) -> None:
-        while not self._closing:
+        while not self._closing or len(self._queue):
             await self._wake.wait()
             # What comes meanwhile travels together.
             await asyncio.sleep(0 if self._closing else WRITE_EVERY_S)

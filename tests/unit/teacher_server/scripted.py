@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from teacherfarm.label_store.label_store import LabelStore
 from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.soft_label import log_softmax
 from teacherfarm.protos.teacher_card import GOLDEN_FILE, OutputCard, TeacherCard
@@ -163,6 +164,7 @@ class ScriptedFarm:
         budget_crops: int = 10**6,
         window: int = 64,
         projects: Projects | None = None,
+        kept: LabelStore | None = None,
         **batches: Any,
     ):
         self.metrics = Metrics()
@@ -175,7 +177,7 @@ class ScriptedFarm:
         )
         crop_bytes = CARD.crop_format.crop_bytes + 2 * NUM_CLASSES
         self.credit = CreditPool(budget_bytes=budget_crops * crop_bytes, most_crops=window)
-        self.gateway = Gateway(self.farm, credit=self.credit, metrics=self.metrics, projects=projects)
+        self.gateway = Gateway(self.farm, credit=self.credit, metrics=self.metrics, projects=projects, kept=kept)
 
     @property
     def teacher(self) -> Teacher:
