@@ -37,7 +37,7 @@ def encode_crops(
 ) -> EncodedCrops:
     """Encode crops [N, H, W, C] as ``crop_format`` says, raising its faults where they do not fit it."""
     crop_format.check(pixels)
-    if crop_format.codec == "raw":
+    if crop_format.codec != "jpeg":
         return EncodedCrops(parts=(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data,))
     import simplejpeg
 

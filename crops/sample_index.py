@@ -192,7 +192,7 @@ def _bytes_view(hashes: NDArray[np.generic]) -> NDArray[np.bytes_]:
 def index_dataset(
     path: Location | SampleReader,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     known: SampleIndex | None = None,
     threads: int = 8,
 ) -> SampleIndex:

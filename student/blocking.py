@@ -13,11 +13,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.protos.crop import Codec, CropBatch
+from teacherfarm.protos.crop import Codec
 from teacherfarm.protos.faults import SessionLost, WindowFull
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.client import AsyncTeacherClient, OpenTransport
 from teacherfarm.student.settings import OnStarved, Timeouts
 from teacherfarm.student.transports.connect import open_transport
@@ -94,6 +96,7 @@ class TeacherClient:
         timeouts: Timeouts | None = None,
         on_starved: OnStarved = "wait",
         codec: Codec = "raw",
+        by_reference: ByReference | None = None,
         open_transport: OpenTransport = open_transport,
     ) -> None:
         self._core = AsyncTeacherClient(
@@ -106,6 +109,7 @@ class TeacherClient:
             timeouts=timeouts,
             on_starved=on_starved,
             codec=codec,
+            by_reference=by_reference,
             open_transport=open_transport,
         )
         self._waits = WaitClock()
@@ -152,18 +156,18 @@ class TeacherClient:
         asyncio.run_coroutine_threadsafe(self._core.connect(), loop).result()
 
     def label(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
-        """Soft labels of crops: uint8 [N, H, W, C], a numpy array or a CPU tensor. Waits for them."""
+        """Soft labels of crops: uint8 [N, H, W, C], a numpy array or a CPU tensor, or references. Waits for them."""
         return self.submit(crops, keys=keys, priority=priority).result()
 
     def submit(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> LabelFuture:
         """The same, waiting for room only, not for the answer. ``crops`` must not change until it is there."""
         if self._loop is None or self._core._card is None:
             self.connect()
-        pixels = as_pixels(crops)
-        self._core.card.crop_format.check(pixels)
-        batch = CropBatch(pixels=pixels, keys=keys, priority=priority)
+        batch = self._core.checked(
+            crops if isinstance(crops, CropReferences) else as_pixels(crops), keys=keys, priority=priority
+        )
         with self._room_changed:
-            while not self._core.room.take(len(pixels)):
+            while not self._core.room.take(len(batch)):
                 # Another thread may be about to collect: only a window in which nothing moves is full for good.
                 with self._waits:
                     moved = self._room_changed.wait(ROOM_CHECK_S)
@@ -173,7 +177,7 @@ class TeacherClient:
                         "collected yet: call .result() on earlier futures, or give the client a larger "
                         "window="
                     )
-            answer = LabelFuture(self, len(pixels))
+            answer = LabelFuture(self, len(batch))
             # Under the lock: the loop lives until what was handed to it before close() is dealt with.
             self._running_loop().call_soon_threadsafe(self._core.enqueue, batch, answer._future)
         return answer

@@ -32,7 +32,7 @@ class CenterCropDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        images: str | Path | Sequence[Any] | Dataset[Any],
+        images: str | Path | ImageSource | Sequence[Any] | Dataset[Any],
         *,
         teacher_rendering: Rendering,
         student_rendering: Rendering | None = None,

@@ -21,17 +21,21 @@ from numpy.typing import NDArray
 from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.protos.crop import Codec, CropBatch
 from teacherfarm.protos.faults import (
+    BadReference,
     SessionLost,
     Starved,
     TeacherFarmFault,
 )
 from teacherfarm.protos.messages import Hello
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.accounts import ClientStats, Room
-from teacherfarm.student.batch import Delivery, PendingBatch
+from teacherfarm.student.batch import Delivery, Part, PendingBatch
+from teacherfarm.student.by_reference import ByReference, as_references
 from teacherfarm.student.handshake import shake_hands
 from teacherfarm.student.ledger import Ledger, PendingSlice
+from teacherfarm.student.refused_crops import RefusedCrops
 from teacherfarm.student.retry import Backoff
 from teacherfarm.student.session import Session
 from teacherfarm.student.settings import (
@@ -65,7 +69,8 @@ class AsyncTeacherClient:
     ``spec``: what to ask for. ``window``: most crops asked and not yet answered (with the blocking client: not yet
     collected). ``on_starved``: what to do when a batch got no labels for ``timeouts.answer_s``: "wait" on (and log),
     "raise" Starved, or "skip" (labels with weight 0 for the crops without answer). ``codec``: "raw", or "jpeg" (quality
-    95, a seventh of the bytes) where the link is slow; labels then are those of the decoded crops.
+    95, a seventh of the bytes) where the link is slow; labels then are those of the decoded crops. ``by_reference``:
+    the server has the images, too, and is told which crops to cut (20 bytes each).
     """
 
     def __init__(
@@ -80,10 +85,13 @@ class AsyncTeacherClient:
         timeouts: Timeouts | None = None,
         on_starved: OnStarved = "wait",
         codec: Codec = "raw",
+        by_reference: ByReference | None = None,
         open_transport: OpenTransport = open_transport,
     ) -> None:
         if codec not in ("raw", "jpeg"):
             raise ValueError(f"codec is 'raw' or 'jpeg', got {codec!r}")
+        if by_reference is not None and codec != "raw":
+            raise ValueError("by_reference sends the few crops that it must send raw: leave codec out")
         if on_starved not in ("wait", "raise", "skip"):
             raise ValueError(f"on_starved is 'wait', 'raise' or 'skip', got {on_starved!r}")
         self.timeouts = timeouts or Timeouts()
@@ -97,12 +105,16 @@ class AsyncTeacherClient:
         self._asked_spec = spec or LabelSpec()
         self._on_starved = on_starved
         self._codec = codec
+        self.by_reference = by_reference
+        self._ids = itertools.count(1)
+        self._refused = RefusedCrops(
+            by_reference, ids=self._ids, complete=self._complete, fail=self._fail, send=self._send_part
+        )
         self._open_transport = open_transport
         self._expected_teacher = check_digest(digest)
         self._expected_artifact = ""
         self._card: TeacherCard | None = None
         self._spec = self._asked_spec
-        self._ids = itertools.count(1)
         self._ledger = Ledger()
         self._session: Session | None = None
         self._fatal: BaseException | None = None
@@ -159,36 +171,48 @@ class AsyncTeacherClient:
             ]
         await asyncio.shield(self._connected)
 
-    async def label(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
+    async def label(self, crops: NDArray[Any] | CropReferences, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
         """Soft labels of crops [N, H, W, C], in order; waits for room and for the answer."""
         return await (await self.submit(crops, keys=keys, priority=priority))
 
-    async def submit(self, crops: NDArray[Any], *, keys: bytes = b"", priority: int = 0) -> asyncio.Future[SoftLabels]:
+    async def submit(
+        self, crops: NDArray[Any] | CropReferences, *, keys: bytes = b"", priority: int = 0
+    ) -> asyncio.Future[SoftLabels]:
         """Ask and do not wait for the answer, only for room in the window. ``crops`` must not change until answered."""
         await self.connect()
-        self.card.crop_format.check(crops)
-        batch = CropBatch(pixels=crops, keys=keys, priority=priority)
-        while not self.room.take(len(crops)):
+        batch = self.checked(crops, keys, priority)
+        while not self.room.take(len(batch)):
             self._room_changed.clear()
             await self._room_changed.wait()
         answer: asyncio.Future[SoftLabels] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self.collected(len(crops)))
+        answer.add_done_callback(lambda _: self.collected(len(batch)))
         self.enqueue(batch, answer)
         return answer
+
+    def checked(self, crops: Any, keys: bytes, priority: int) -> CropBatch | CropReferences:
+        """Pixels or references as a batch. Raises what they would be refused for. Needs the first session."""
+        references = as_references(crops)
+        if references is not None:
+            if self.by_reference is None:
+                raise BadReference("crops by reference need TeacherClient(..., by_reference=ByReference(...))")
+            self.by_reference.check(references)
+            return replace(references, priority=priority)
+        self.card.crop_format.check(crops)
+        return CropBatch(pixels=crops, keys=keys, priority=priority)
 
     def collected(self, num_crops: int) -> None:
         """So many crops' labels were collected: there is room for as many more."""
         self.room.give_back(num_crops)
         self._room_changed.set()
 
-    def enqueue(self, crops: CropBatch, delivery: Delivery) -> None:
+    def enqueue(self, crops: CropBatch | CropReferences, delivery: Delivery) -> None:
         """Take a checked batch for which there was room; ``delivery`` gets labels or a fault, exactly once."""
         self.stats.crops_asked += len(crops)
-        pixels = np.ascontiguousarray(crops.pixels)
+        by_reference = isinstance(crops, CropReferences)
         batch = PendingBatch(
             next(self._ids),
-            pixels,
-            crops.keys,
+            crops if isinstance(crops, CropReferences) else np.ascontiguousarray(crops.pixels),
+            b"" if isinstance(crops, CropReferences) else crops.keys,
             crops.priority,
             delivery,
             asyncio.get_running_loop().time(),
@@ -198,7 +222,7 @@ class AsyncTeacherClient:
             return
         self._ledger.open(batch)
         try:
-            if self._codec == "raw":
+            if self._codec == "raw" or by_reference:
                 self._queue(batch)
             else:
                 task = asyncio.get_running_loop().create_task(self._encode_and_queue(batch))
@@ -228,11 +252,22 @@ class AsyncTeacherClient:
         if self._session is not None:
             self._session.pump()
 
+    def _complete(self, batch: PendingBatch) -> None:
+        """All answers are there."""
+        self._ledger.close(batch)
+        if not isinstance(batch, Part):
+            self.stats.crops_answered += len(batch.crops)
+        batch.deliver(self._spec, self.card)
+
+    def _send_part(self, part: PendingBatch) -> None:
+        self._ledger.open(part)
+        self._queue(part)
+
     async def close(self) -> None:
         """End the session. Batches still pending get SessionLost."""
         if self._session is not None:
             self._session.say_goodbye()
-        tasks = [*self._tasks, *self._encoding]
+        tasks = [*self._tasks, *self._encoding, *self._refused.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -283,7 +318,8 @@ class AsyncTeacherClient:
         hello = Hello(
             teacher=self._teacher,
             spec=self._asked_spec,
-            codec=self._codec,
+            codec=self._codec if self.by_reference is None else "reference",
+            samples=None if self.by_reference is None else self.by_reference.view,
             api_key=self._api_key,
             expected_teacher_digest=self._expected_teacher,
             expected_artifact_digest=self._expected_artifact,
@@ -303,6 +339,8 @@ class AsyncTeacherClient:
             ledger=self._ledger,
             stats=self.stats,
             send_again=self._send_again,
+            complete=self._complete,
+            refused=self._refused.act,
         )
 
     def _give_up_connecting_after(self, fault: TeacherFarmFault) -> None:
@@ -348,14 +386,14 @@ class AsyncTeacherClient:
     def _starve(self, batch: PendingBatch, now_s: float) -> None:
         self._ledger.close(batch)
         self.stats.crops_starved += batch.missing_crops
-        self.stats.crops_answered += len(batch.pixels) - batch.missing_crops
+        self.stats.crops_answered += len(batch.crops) - batch.missing_crops
         if self._on_starved == "skip" and self._card is not None:
             batch.deliver(self._spec, self._card)
         else:
             waited_s = now_s - batch.asked_s
             batch.fail(
                 Starved(
-                    f"{batch.missing_crops} of {len(batch.pixels)} crops got no labels for {waited_s:.1f} s "
+                    f"{batch.missing_crops} of {len(batch.crops)} crops got no labels for {waited_s:.1f} s "
                     f"from {', '.join(map(str, self._addresses))}. Is the farm up, and large enough? "
                     "on_starved='skip' goes on without them, 'wait' waits"
                 )
@@ -363,7 +401,7 @@ class AsyncTeacherClient:
 
     def _fail(self, batch: PendingBatch, fault: BaseException) -> None:
         self._ledger.close(batch)
-        self.stats.crops_failed += len(batch.pixels)
+        self.stats.crops_failed += len(batch.crops)
         batch.fail(fault)
 
     def _give_up(self, error: BaseException) -> None:

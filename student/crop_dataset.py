@@ -23,11 +23,15 @@ from torch.utils.data import Dataset, get_worker_info
 from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
 from teacherfarm.crops.cutting import cut
 from teacherfarm.crops.sample_index import HASH_BYTES
+from teacherfarm.crops.sample_readers import SampleReader
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import CROP_KEY_BYTES, CropBox, CropRef, Rendering, reference_keys
 from teacherfarm.protos.faults import SampleChanged, UnreadableImage
+from teacherfarm.protos.references import VIEW_REFERENCE, CropReferences
+from teacherfarm.student.by_reference import ByReference, OnRefused
 from teacherfarm.student.crop_collate import Crops, CropsOfImages, collate_crops, empty_batch
 from teacherfarm.student.image_sources import ImageSource, SourceImage, image_source
+from teacherfarm.student.own_pixels import OwnPixels
 from teacherfarm.student.recorded_samples import refuse_changed
 from teacherfarm.student.stateless_transform import StatelessTransform
 
@@ -65,13 +69,16 @@ class CropDataset(Dataset[Crops]):
       random numbers depend on (seed, sample, view) alone, whichever worker runs it: a resumed run sees the same.
     - ``on_unreadable``: "raise" UnreadableImage, or "skip": the batch keeps its shape, these crops get weight 0,
       and a warning names the image.
+    - ``by_reference``: the name of a data set that the server has, too. ``crops`` then are references, uint8 [N, 20],
+      which the teacher's client takes when it is made with ``by_reference=dataset.references()``; only the student's
+      rendering is cut here.
 
     Call ``set_epoch`` before each pass, with persistent workers too.
     """
 
     def __init__(
         self,
-        images: str | Path | Sequence[Any] | Dataset[Any],
+        images: str | Path | SampleReader | ImageSource | Sequence[Any] | Dataset[Any],
         *,
         teacher_rendering: Rendering | None,
         student_rendering: Rendering | None = None,
@@ -79,6 +86,7 @@ class CropDataset(Dataset[Crops]):
         schedule: ViewSchedule | None = None,
         student_transform: Callable[[Image], Tensor] | None = None,
         on_unreadable: OnUnreadable = "raise",
+        by_reference: str = "",
     ) -> None:
         rendering = student_rendering or teacher_rendering
         if rendering is None:
@@ -91,6 +99,9 @@ class CropDataset(Dataset[Crops]):
         self.plan = plan or CropPlan()
         self.schedule = schedule or ViewSchedule()
         self.on_unreadable = on_unreadable
+        self.by_reference = by_reference
+        if by_reference and teacher_rendering is None:
+            raise ValueError("by_reference says what a teacher is to see: give teacher_rendering, too")
         self._hashes: NDArray[np.bytes_] | None = None
         self._transform = StatelessTransform(student_transform, seed=self.plan.seed) if student_transform else None
         self._skipped: set[str] = set()
@@ -128,6 +139,20 @@ class CropDataset(Dataset[Crops]):
             raise ValueError(f"{len(self.source)} images need as many hashes, got {list(hashes.shape)}")
         self._hashes = np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
 
+    def references(self, *, on_refused: OnRefused = "raise") -> ByReference:
+        """For ``TeacherClient(..., by_reference=...)``: what this data set's references mean."""
+        if not self.by_reference or self.teacher_rendering is None:
+            raise ValueError("this data set yields pixels: make it with by_reference='the server's name for it'")
+        own = OwnPixels(self.source, self.teacher_rendering, self.plan)
+        return ByReference(
+            dataset=self.by_reference,
+            rendering=self.teacher_rendering,
+            plan=self.plan,
+            on_refused=on_refused,
+            own_pixels=own,
+            sample_name=own.name,
+        )
+
     def __getitem__(self, index: int) -> Crops:
         return self.__getitems__([index])[0]
 
@@ -143,19 +168,20 @@ class CropDataset(Dataset[Crops]):
         boxes_BM = self.plan.boxes(numbers[:, None], views_BM, heights, widths)
 
         num_images, num_views = views_BM.shape
-        crops = _blank(empty_batch, num_views, num_images, self.teacher_rendering)
+        rendering = None if self.by_reference else self.teacher_rendering
+        crops = _blank(empty_batch, num_views, num_images, rendering)
         images = crops
-        if self.student_rendering != self.teacher_rendering:
+        if self.student_rendering != rendering:
             allocate = empty_batch if self._transform is None else _empty_here
             images = _blank(allocate, num_views, num_images, self.student_rendering)
-        keys = np.empty((num_views if self.teacher_rendering else 0, num_images, CROP_KEY_BYTES), np.uint8)
+        keys = np.empty((num_views if rendering else 0, num_images, CROP_KEY_BYTES), np.uint8)
         for column, image in enumerate(loaded):
-            self._cut(image, boxes_BM[column], crops[:, column], images[:, column])
-            if self.teacher_rendering is not None:
-                keys[:, column] = self._keys(image, boxes_BM[column], self.teacher_rendering)
+            self._cut(image, boxes_BM[column], rendering, crops[:, column], images[:, column])
+            if rendering is not None:
+                keys[:, column] = self._keys(image, boxes_BM[column], rendering)
         seen = images if self._transform is None else self._transformed(images, loaded, views_BM)
 
-        flat = crops.flatten(0, 1)
+        flat = _references(loaded, views_BM) if self.by_reference else crops.flatten(0, 1)
         weight = torch.tensor([float(image.image is not None) for image in loaded])
         batch = Crops(
             crops=flat,
@@ -182,7 +208,9 @@ class CropDataset(Dataset[Crops]):
             self._skip(loaded, fault)
         return loaded
 
-    def _cut(self, loaded: _Loaded, boxes: NDArray[np.void], crops: Tensor, images: Tensor) -> None:
+    def _cut(
+        self, loaded: _Loaded, boxes: NDArray[np.void], rendering: Rendering | None, crops: Tensor, images: Tensor
+    ) -> None:
         """Fill one image's crops [m, H, W, 3] in both renderings; with zeros where it cannot be read."""
         try:
             pixels = None if loaded.image is None else loaded.image.pixels(loaded.name)
@@ -194,8 +222,8 @@ class CropDataset(Dataset[Crops]):
             crops.zero_()
             images.zero_()
             return
-        if self.teacher_rendering is not None:
-            cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
+        if rendering is not None:
+            cut(pixels, boxes, rendering, out=crops.numpy())
         if not same:
             cut(pixels, boxes, self.student_rendering, out=images.numpy())
 
@@ -236,6 +264,15 @@ class CropDataset(Dataset[Crops]):
         if loaded.name not in self._skipped:
             self._skipped.add(loaded.name)
             _log.warning("skipped with weight 0: %s", fault)
+
+
+def _references(loaded: Sequence[_Loaded], views_BM: NDArray[np.int64]) -> Tensor:
+    """Packed references [m * B, 20] of a batch, crop-index-major; of an unreadable image to no sample at all."""
+    contents = [image.image.content_number() if image.image is not None else 0 for image in loaded]
+    references = CropReferences.of_views([image.number for image in loaded], contents, views_BM.T)
+    packed = empty_batch((len(references), VIEW_REFERENCE.itemsize), torch.uint8)
+    packed.numpy()[...] = references.table.view(np.uint8).reshape(len(references), -1)
+    return packed
 
 
 def _blank(

@@ -41,6 +41,15 @@ class SourceImage:
         """Pixels [H, W, 3]; raises UnreadableImage."""
         return decode(self.content, name) if isinstance(self.content, bytes) else self.content
 
+    def content_number(self) -> int:
+        """The first half of the content's hash, as crops by reference carry it."""
+        if not isinstance(self.content, bytes):
+            raise ValueError(
+                "crops by reference name encoded images: give the data set as a folder, tar or Parquet files, or an "
+                "ImageFolder without transforms, not as pixels"
+            )
+        return int(self.digest()[:16], 16)
+
     def digest(self) -> str:
         """Names the content: XXH3-128 of the encoded bytes, or of the pixels and their shape."""
         import xxhash
@@ -167,7 +176,9 @@ class SubsetImages:
         return self.source.load(int(self.indices[index]))
 
 
-def image_source(images: str | Path | SampleReader | Sequence[Any] | Dataset[Any]) -> ImageSource:
+def image_source(
+    images: str | Path | SampleReader | SampleImages | Sequence[Any] | Dataset[Any] | ImageSource,
+) -> ImageSource:
     """The source for a data set on disk, a torchvision ImageFolder, a torch Subset, or any data set of images."""
     if isinstance(images, SampleImages):
         return images

@@ -57,7 +57,7 @@ class Ledger:
 
     def queue(self, batch: PendingBatch) -> None:
         """All rows of an open batch may be sent."""
-        self._unsent.append(PendingSlice(batch, 0, len(batch.pixels)))
+        self._unsent.append(PendingSlice(batch, 0, len(batch.crops)))
 
     def close(self, batch: PendingBatch) -> None:
         """The batch is answered, failed or given up; what it still has in flight no longer matters."""
@@ -71,7 +71,9 @@ class Ledger:
         for batch in [batch for batch in self._batches.values() if batch.given_up]:
             self.close(batch)
 
-    def next_to_send(self, *, window_crops: int, slice_crops: int, most_crops: int = UNBOUNDED) -> PendingSlice | None:
+    def next_to_send(
+        self, *, window_crops: int, slice_crops: int, reference_crops: int = 0, most_crops: int = UNBOUNDED
+    ) -> PendingSlice | None:
         """The next slice, now counted as sent; None where nothing waits or the window is full.
 
         A window smaller than a slice lets one slice through, so that it cannot stop a session for good.
@@ -84,8 +86,10 @@ class Ledger:
                 self._unsent.popleft()
                 self.close(waiting.batch)
                 continue
-            num_crops = min(waiting.num_crops, slice_crops)
-            allowed = min(window_crops, max(most_crops, len(waiting.batch.pixels)))
+            num_crops = waiting.batch.rows_at_once(
+                waiting.first, waiting.num_crops, slice_crops=slice_crops, reference_crops=reference_crops
+            )
+            allowed = min(window_crops, max(most_crops, len(waiting.batch.crops)))
             in_window = self.sent_crops + self.put_off_crops
             if in_window and in_window + num_crops > allowed:
                 return None

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from teacherfarm.protos.faults import MalformedMessage, SessionLost, UnexpectedMessage
+from teacherfarm.protos.faults import MalformedMessage, SessionLost, TeacherFarmFault, UnexpectedMessage
 from teacherfarm.protos.messages import (
     FarmLoad,
     GoAway,
@@ -25,10 +26,12 @@ from teacherfarm.protos.messages import (
     StudentReport,
     Welcome,
 )
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 from teacherfarm.student.accounts import ClientStats
+from teacherfarm.student.batch import PendingBatch
 from teacherfarm.student.ledger import Ledger, PendingSlice
 from teacherfarm.student.transports.transport import Transport
 
@@ -41,7 +44,8 @@ class Session:
     """A greeted connection. ``spec`` is the resolved label spec, the same on every session of a client.
 
     ``send_again`` is called with a slice that the server refused for now, once it may be sent again: maybe
-    only after this session ended, so it goes to whichever session there is then.
+    only after this session ended, so it goes to whichever session there is then. ``complete`` gets a batch that has all
+    its answers, ``refused`` rows of one that the server could not cut.
     """
 
     def __init__(
@@ -55,18 +59,23 @@ class Session:
         ledger: Ledger,
         stats: ClientStats,
         send_again: Callable[[PendingSlice], None],
+        complete: Callable[[PendingBatch], None],
+        refused: Callable[[PendingBatch, NDArray[np.int64], list[TeacherFarmFault]], None],
     ) -> None:
         self._most_crops = most_crops
         self.window_crops = welcome.window_crops
         self._keys_wanted = welcome.keys_wanted
         self._transport = transport
         self._slice_crops = max(1, welcome.slice_crops)
+        self._reference_crops = welcome.reference_crops
         self._card = card
         self._spec = spec
         self._record_dtype = spec.record_dtype(card)
         self._ledger = ledger
         self._stats = stats
         self._send_again = send_again
+        self._complete = complete
+        self._refused = refused
         self._taken_crops = 0
         self._going_away = False
         self._load_told_s = time.monotonic()
@@ -75,7 +84,10 @@ class Session:
         """Send what fits the window."""
         while not self._going_away:
             slice_ = self._ledger.next_to_send(
-                window_crops=self.window_crops, slice_crops=self._slice_crops, most_crops=self._most_crops
+                window_crops=self.window_crops,
+                slice_crops=self._slice_crops,
+                reference_crops=self._reference_crops,
+                most_crops=self._most_crops,
             )
             if slice_ is None:
                 return
@@ -88,6 +100,8 @@ class Session:
                 keys=batch.keys(first, num_crops, wanted=self._keys_wanted),
                 crop_bytes=batch.crop_bytes(first, num_crops),
                 priority=batch.priority,
+                place=batch.crops.place if isinstance(batch.crops, CropReferences) else "pixels",
+                mixing=batch.crops.mixing_kind if isinstance(batch.crops, CropReferences) else "none",
             )
             payload = batch.payload(first, num_crops)
             self._stats.bytes_sent += len(payload)
@@ -157,11 +171,17 @@ class Session:
             self._stats.late_answers += 1
             self._ledger.close(batch)
             return
-        batch.fill(labels.first_row, np.frombuffer(payload, self._record_dtype))
-        if not batch.missing_crops:
-            self._ledger.close(batch)
-            self._stats.crops_answered += len(batch.pixels)
-            batch.deliver(self._spec, self._card)
+        records = np.frombuffer(payload, self._record_dtype)
+        if not labels.refused:
+            batch.fill(labels.first_row, records)
+        else:
+            had = np.ones(num_crops, np.bool_)
+            had[[crop.row for crop in labels.refused]] = False
+            rows = labels.first_row + np.arange(num_crops)
+            batch.fill_rows(rows[had], records[had])
+            self._refused(batch, rows[~had], [crop.fault for crop in sorted(labels.refused, key=lambda crop: crop.row)])
+        if not batch.missing_crops and not batch.given_up:
+            self._complete(batch)
 
     def _receive_fault(self, answer: SliceFault) -> None:
         fault = answer.fault
@@ -174,7 +194,7 @@ class Session:
         if fault.retry == "never":
             self._ledger.close(slice_.batch)
             if not slice_.batch.given_up:
-                self._stats.crops_failed += len(slice_.batch.pixels)
+                self._stats.crops_failed += len(slice_.batch.crops)
                 slice_.batch.fail(fault)
         elif isinstance(fault, SessionLost):
             self._going_away = True

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
-from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault
+from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault, UnknownDataSet
 from teacherfarm.protos.messages import (
     Hello,
     Ping,
@@ -98,6 +98,11 @@ class AnsweringTransport:
                         f"{what} digest is {actual}, expected {expected}: another teacher than the one this run was "
                         "started with is served under its name. Serve the pinned one, or start a new run"
                     )
+            if hello.codec == "reference":
+                raise UnknownDataSet(
+                    "this teacher has no server of ours that could cut crops: leave by_reference out, or ask a farm "
+                    f"that serves data set {hello.samples.dataset if hello.samples else ''!r}"
+                )
             self._spec = hello.spec.resolve(self._card)
             self._crop_format = replace(self._card.crop_format, codec=hello.codec)
         except TeacherFarmFault as fault:

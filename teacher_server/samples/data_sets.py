@@ -37,8 +37,8 @@ class DataSets:
     changed. ``threads``: images decoded side by side, of all sessions.
     """
 
-    def __init__(self, places: Mapping[str, str], *, cache: Path, threads: int) -> None:
-        self._places = dict(places)
+    def __init__(self, places: Mapping[str, str] | None = None, *, cache: Path = Path(), threads: int = 1) -> None:
+        self._places = dict(places or {})
         self._cache = cache
         self._threads = threads
         self._open: dict[str, ServedSamples] = {}
@@ -60,7 +60,7 @@ class DataSets:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def cutter(self, view: SampleView, crop_format: CropFormat) -> CropCutter:
-        """What cuts a session's crops. Raises UnknownDataSet, NotReady while it is indexed, or what is wrong with it."""
+        """What cuts a session's crops. Raises UnknownDataSet, NotReady while it is indexed, or what else is wrong."""
         samples = self._open.get(view.dataset)
         if samples is None:
             if view.dataset in self._places:

@@ -62,6 +62,6 @@ def test_one_delivery_and_no_more():
 def test_pixels_travel_as_views():
     batch = batch_of(*range(6))
     payload = batch.payload(2, 3)
-    assert np.shares_memory(np.frombuffer(payload, np.uint8), batch.pixels)
+    assert np.shares_memory(np.frombuffer(payload, np.uint8), batch.crops)
     assert bytes(payload) == crops(2, 3, 4).tobytes()
     assert batch.crop_bytes(2, 3) == ()

@@ -88,7 +88,7 @@ def test_no_row_is_lost_or_in_two_places(steps, slice_crops):
         answered |= rows
     for batch in waiting.values():
         if batch.id not in given_up:
-            assert {(batch.id, row) for row in range(len(batch.pixels))} <= answered
+            assert {(batch.id, row) for row in range(len(batch.crops))} <= answered
 
 
 def test_slices_that_were_refused_go_out_in_the_order_asked():

@@ -25,6 +25,7 @@ from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.teacher_server.farm import lane as lane_module
 from teacherfarm.teacher_server.farm.model_directory import served_digest
 from teacherfarm.teacher_server.projects.project import Allowance
+from teacherfarm.teacher_server.slice_crops import SentCrops
 from tests.on_loop import on_loop, settled, until
 from tests.unit.teacher_server.scripted import CARD, NUM_CLASSES, ScriptedFarm, crops, keyed, make_card, records_of
 
@@ -39,8 +40,8 @@ def ask(farm: ScriptedFarm, session, *firsts: int, keyed: bool = True) -> asynci
 
 
 def label(farm: ScriptedFarm, session, batch: CropBatch) -> asyncio.Task:
-    async def decode() -> CropBatch:
-        return batch
+    async def decode() -> SentCrops:
+        return SentCrops(batch)
 
     return asyncio.ensure_future(farm.gateway.label(session, len(batch), decode))
 
@@ -233,10 +234,10 @@ async def test_nothing_is_decoded_that_there_is_no_room_for(tmp_path):
         session = farm.gateway.open_session(hello())
         decoding, free = [], asyncio.Event()
 
-        async def decode() -> CropBatch:
+        async def decode() -> SentCrops:
             decoding.append(1)
             await free.wait()
-            return CropBatch(pixels=crops(*range(8)))
+            return SentCrops(CropBatch(pixels=crops(*range(8))))
 
         tasks = [asyncio.ensure_future(farm.gateway.label(session, 8, decode)) for _ in range(5)]
         await settled()
