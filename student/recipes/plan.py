@@ -19,7 +19,7 @@ from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.recipes.plan_arithmetic import Costs, Setup, all_ways, teachers_for
 from teacherfarm.student.recipes.plan_command import CROPS_PER_IMAGE, EPOCHS, LINK_MBIT_S
 from teacherfarm.student.recipes.plan_measure import FarmFacts, ImageFacts, measure_farm, measure_images
-from teacherfarm.student.recipes.plan_words import Figure, advice, figure_lines, way_lines
+from teacherfarm.student.recipes.plan_words import Figure, advice, count_teachers, figure_lines, way_lines
 from teacherfarm.student.recipes.study_formats import LabelFormat
 from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES
 from teacherfarm.student.settings import Timeouts
@@ -205,4 +205,4 @@ def _of_farm(farm: FarmFacts) -> str:
     asked = f"this machine got {farm.labels_per_s:.0f}/s"
     if farm.busy is None or farm.teachers is None:
         return f"measured: {asked} (how many teachers there are, the farm does not say: taken as one)"
-    return f"measured: {asked} from {farm.teachers} teachers that were {farm.busy:.0%} busy"
+    return f"measured: {asked} from {count_teachers(farm.teachers)}, {farm.busy:.0%} busy"

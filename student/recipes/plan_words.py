@@ -131,7 +131,7 @@ def _obstacles(setup: Setup, costs: Costs, ways: Sequence[Way]) -> list[str]:
         )
     if any(way.bound.startswith(TEACHERS) for way in ways):
         needed = teachers_for(setup.student_rate, setup.teacher_rate)
-        said.append(f"{short(setup.teachers)} teachers cannot feed this student; {needed} can.")
+        said.append(f"{count_teachers(setup.teachers)} cannot feed this student; {needed} can.")
     if any(way.bound.startswith(LOADING) for way in ways):
         cores = setup.student_rate * core_seconds(costs, setup.crops_per_image, None)
         said.append(
@@ -139,6 +139,10 @@ def _obstacles(setup: Setup, costs: Costs, ways: Sequence[Way]) -> list[str]:
             "more cores, more crops per decode, or smaller images on disk."
         )
     return said
+
+
+def count_teachers(number: float) -> str:
+    return "1 teacher" if number == 1 else f"{short(number)} teachers"
 
 
 def short(value: float) -> str:

@@ -66,7 +66,7 @@ def draw_crops(table: Table, path: Path, *, title: str) -> None:
         best = [row for row in drifting if row.cells["kind"] == "jpeg 4:4:4"]
         _name(axes, best, temperature, lambda row: row.cells["way"].removeprefix("quality "), (9, 3))
         others = [row for row in drifting if not row.cells["kind"].startswith("jpeg")]
-        others.sort(key=lambda row: row.drift[table.temperature].kl_mean)
+        others.sort(key=lambda row: _height(row, temperature))
         for place, drop in enumerate((-12, -3, 6)):
             # In threes, so that names of points that nearly coincide do not.
             _name(axes, others[place::3], temperature, _rendering_name, (-6, drop))

@@ -125,7 +125,7 @@ def test_a_light_teacher_stays_in_the_loop(data, images, capsys):
 def test_what_is_in_the_way_is_named(data, images, capsys):
     said = planned(known(data, "--teachers", 1, "--link", 0.1), images, capsys)
     assert "Raw crops for a busy student are 0.614 Mbit/s, the link carries 0.1: send jpeg or by reference." in said
-    assert "1 teachers cannot feed this student; 2 can." in said
+    assert "1 teacher cannot feed this student; 2 can." in said
     assert "Loading for a busy student takes" not in said
     few = planned(options(data, "--student-rate", 1e6, "--teacher-rate", 60, "--cores", 1), images, capsys)
     assert "Loading for a busy student takes" in few
@@ -144,7 +144,7 @@ def test_a_farm_that_was_measured(data, images, capsys):
     figures = {figure["name"]: figure for figure in told["figures"]}
     # 90 labels/s at 45 % of the time are 180 at 90 %: 45 of each of the four.
     assert figures["one teacher"]["value"] == pytest.approx(45)
-    assert figures["one teacher"]["source"] == "measured: this machine got 80/s from 4 teachers that were 45% busy"
+    assert figures["one teacher"]["source"] == "measured: this machine got 80/s from 4 teachers, 45% busy"
     assert (figures["teachers"]["value"], figures["teachers"]["source"]) == (4, "the farm's")
     # A hundred of twenty classes are all of them: dense.
     assert figures["a label (dense)"]["value"] == 40
