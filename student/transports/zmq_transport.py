@@ -13,6 +13,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from teacherfarm.protos.faults import HandshakeFailed, SessionLost
+from teacherfarm.protos.read_turns import ReadTurns
 from teacherfarm.protos.wire import Buffer
 from teacherfarm.student.settings import CurveKeys
 from teacherfarm.student.transports.curve import BOX_BYTES, protect, why_no_handshake
@@ -24,9 +25,6 @@ HEARTBEAT_TIMEOUT_S = 15.0
 NOBLOCK = int(zmq.NOBLOCK)
 MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 READABLE = int(zmq.POLLIN)
-MESSAGES_PER_TURN = 64
-PAUSE_S = 0.001
-"""After a turn nothing is received for so long: messages taken several at a time cost little more than half."""
 DEAD = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 DEAD |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
@@ -48,7 +46,7 @@ class ZmqTransport:
         self._waiter: asyncio.Future[None] | None = None
         self._lost: SessionLost | None = None
         self._ended_by = 0
-        self._turn_pending = False
+        self._turns: ReadTurns | None = None
 
     def __repr__(self) -> str:
         return f"<ZmqTransport zmq://{self._place} {'lost' if self._lost else 'open' if self._socket else 'closed'}>"
@@ -75,17 +73,17 @@ class ZmqTransport:
             socket.connect(f"tcp://{self._place}")
         except zmq.ZMQError as error:
             raise SessionLost(f"cannot connect to zmq://{self._place}: {error}") from error
-        loop.add_reader(socket.fileno(), self._turn)
+        self._turns = ReadTurns(socket.fileno(), self._take)
 
     def send(self, header: bytes, payload: Buffer = b"") -> None:
-        if self._lost is not None or self._socket is None:
+        if self._lost is not None or self._socket is None or self._turns is None:
             return
         try:
             self._socket.send(header, MORE_FOLLOWS)
             self._socket.send(payload, NOBLOCK, copy=False)
             # The descriptor is edge-triggered: sending may have consumed the edge of an arriving message.
-            if not self._turn_pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
-                self._turn_soon()
+            if not self._turns.pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
+                self._turns.soon()
         except zmq.ZMQError as error:
             # A refused handshake leaves nobody to send to; the monitor knows more.
             self._look_at_monitor()
@@ -95,7 +93,8 @@ class ZmqTransport:
         while not self._received:
             if self._lost is not None:
                 # What arrived before the end counts, as far as ZeroMQ still has it.
-                self._turn()
+                if self._turns is not None:
+                    self._turns.turn()
                 if self._received:
                     break
                 if why := await why_no_handshake(self._place, self._ended_by, self._curve):
@@ -114,28 +113,22 @@ class ZmqTransport:
             loop.remove_reader(monitor.fileno())
             socket.disable_monitor()
             monitor.close(linger=0)
+        if self._turns is not None:
+            self._turns.close()
         if socket is not None:
-            loop.remove_reader(socket.fileno())
             socket.close(linger=0 if self._lost else int(self._close_s * 1000))
         self._lose("closed")
         if context is not None:
             await loop.run_in_executor(None, context.term)
 
-    def _turn_soon(self) -> None:
-        if not self._turn_pending:
-            self._turn_pending = True
-            asyncio.get_running_loop().call_soon(self._turn)
-
-    def _turn(self) -> None:
-        self._turn_pending = False
+    def _take(self, most: int) -> int:
         if self._socket is None:
-            return
-        for number in range(MESSAGES_PER_TURN):
+            return 0
+        num_messages = 0
+        while num_messages < most:
             try:
                 frames = [self._socket.recv(NOBLOCK, copy=False)]
             except zmq.Again:
-                if number:
-                    self._pause()
                 break
             while frames[-1].more:
                 frames.append(self._socket.recv(NOBLOCK, copy=False))
@@ -143,22 +136,10 @@ class ZmqTransport:
                 self._lose(f"a message of {len(frames)} frames instead of 2: not a teacherfarm server?")
                 break
             self._received.append((frames[0].bytes, frames[1].buffer))
-        else:
-            self._turn_soon()
+            num_messages += 1
         if self._received:
             self._wake()
-
-    def _pause(self) -> None:
-        assert self._socket is not None
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket.fileno())
-        loop.call_later(PAUSE_S, self._resume)
-        self._turn_pending = True
-
-    def _resume(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._turn)
-            self._turn()
+        return num_messages
 
     def _look_at_monitor(self) -> None:
         while self._monitor is not None:

@@ -16,6 +16,7 @@ import zmq
 
 from teacherfarm.protos.faults import MalformedMessage, Overloaded, Unauthenticated
 from teacherfarm.protos.messages import Pong, SliceFault
+from teacherfarm.protos.read_turns import ReadTurns
 from teacherfarm.protos.wire import HEADER_BYTES, Buffer, encode_header
 from teacherfarm.teacher_server.frontends.conversation import Conversation, Send
 from teacherfarm.teacher_server.frontends.curve import ServerCurve
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 NOBLOCK = int(zmq.NOBLOCK)
 MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 READABLE = int(zmq.POLLIN)
-MESSAGES_PER_TURN = 32
-"""After so many messages the event loop gets a turn for everything else."""
 RECEIVE_HIGH_WATER = 64
 SEND_HIGH_WATER = 4096
 """Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
@@ -39,8 +38,6 @@ HANDSHAKE_WITHIN_S = 15.0
 SESSION_RETRY_AFTER_S = 5.0
 STRANGER_RETRY_AFTER_S = 1.0
 SWEEP_INTERVAL_S = 5.0
-PAUSE_S = 0.001
-"""After a turn nothing is received for so long: messages taken several at a time cost little more than half."""
 
 
 class ZmqFrontend:
@@ -73,7 +70,7 @@ class ZmqFrontend:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._turn_pending = False
+        self._turns: ReadTurns | None = None
 
     def __repr__(self) -> str:
         return f"<ZmqFrontend {self.url}, {len(self._peers)} peer(s)>"
@@ -103,7 +100,7 @@ class ZmqFrontend:
         except zmq.ZMQError as error:
             raise OSError(f"cannot listen for ZeroMQ on {self.address}: {error}") from error
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
-        asyncio.get_running_loop().add_reader(socket.fileno(), self._turn)
+        self._turns = ReadTurns(socket.fileno(), self._take)
         self._sweeper = asyncio.create_task(self._sweep(), name="zmq sweeper")
 
     def go_away(self) -> None:
@@ -144,46 +141,27 @@ class ZmqFrontend:
             conversation.close()
         self._peers.clear()
         socket, self._socket = self._socket, None
-        asyncio.get_running_loop().remove_reader(socket.fileno())
+        if self._turns is not None:
+            self._turns.close()
         socket.close(linger=1000)
         if self._curve is not None:
             self._curve.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
 
-    def _turn(self) -> None:
-        """Receive what is there, a bounded number of messages at a time."""
-        self._turn_pending = False
-        if self._socket is None:
-            return
-        for number in range(MESSAGES_PER_TURN):
+    def _take(self, most: int) -> int:
+        """Receive what is there, at most so many messages; how many."""
+        num_messages = 0
+        while self._socket is not None and num_messages < most:
             try:
                 peer = self._socket.recv(NOBLOCK)
             except zmq.Again:
-                if number:
-                    self._pause()
-                return
+                break
             frames = [self._socket.recv(NOBLOCK, copy=False)]
             while frames[-1].more:
                 frames.append(self._socket.recv(NOBLOCK, copy=False))
             self._receive(peer, frames)
-        self._turn_soon()
-
-    def _pause(self) -> None:
-        assert self._socket is not None
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket.fileno())
-        loop.call_later(PAUSE_S, self._resume)
-        self._turn_pending = True
-
-    def _resume(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._turn)
-            self._turn()
-
-    def _turn_soon(self) -> None:
-        if not self._turn_pending:
-            self._turn_pending = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            num_messages += 1
+        return num_messages
 
     def _receive(self, peer: bytes, frames: list[zmq.Frame]) -> None:
         conversation = self._peers.get(peer)
@@ -234,8 +212,9 @@ class ZmqFrontend:
             conversation = self._peers.pop(peer, None)
             if conversation is not None:
                 conversation.close()
-        if not self._turn_pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
-            self._turn_soon()
+        turns = self._turns
+        if turns is not None and not turns.pending and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
+            turns.soon()
 
     async def _sweep(self) -> None:
         """Forget peers that left without a word: ROUTER does not tell."""
