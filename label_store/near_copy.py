@@ -27,12 +27,13 @@ from teacherfarm.label_store.label_directory import (
 )
 from teacherfarm.label_store.shards import Shard, read_table
 from teacherfarm.protos.faults import BadRecording, DamagedLabels
+from teacherfarm.protos.teacher_card import CARD_FILE
 
 _CHUNK_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Told how many more bytes were copied."""
 
 
@@ -96,6 +97,8 @@ def publish(root: str | Path, location: str, *, progress: Progress | None = None
         for shard in content.shards:
             for name in (shard.labels_file, shard.table_file):
                 _send(files, directory.root / name, f"{location}/{name}", progress, again=False)
+        if (directory.root / CARD_FILE).exists():
+            _send(files, directory.root / CARD_FILE, f"{location}/{CARD_FILE}", None, again=True)
         _send(files, directory.samples_path, f"{location}/{SAMPLES_FILE}", None, again=True)
         files.pipe_file(f"{location}/{MANIFEST_FILE}", content.to_bytes())
     except Exception as error:  # whatever this file system raises

@@ -72,7 +72,7 @@ class RecordedLabels:
 
     @classmethod
     def open(
-        cls, location: str, *, near: str | None = None, progress: Callable[[int], None] | None = None
+        cls, location: str, *, near: str | None = None, progress: Callable[[int], object] | None = None
     ) -> RecordedLabels:
         """Recorded labels in a folder, or at any URL that fsspec reaches.
 
@@ -97,6 +97,11 @@ class RecordedLabels:
     @property
     def num_sealed(self) -> int:
         return sum(files.num_labels for files in self.content.shards)
+
+    @property
+    def num_journals(self) -> int:
+        """Journals that are not sealed."""
+        return self._unsealed.num_journals
 
     def check(self, wanted: Manifest) -> None:
         """Raise LabelsMismatch naming the first field in which these are not the labels that are wanted.
@@ -150,16 +155,15 @@ class RecordedLabels:
         """Which labels were written, by place (view * samples + row); their blocks are not checked for that."""
         return known_labels(self.directory, self.content, self._unsealed)
 
-    def verify(self, *, progress: Callable[[int], None] | None = None) -> list[Damage]:
+    def verify(self, *, progress: Callable[[int], object] | None = None) -> list[Damage]:
         """Check every block; ``progress`` is told how many more labels were. What is damaged, journals apart."""
         for shard in self._shards:
             if shard is None:
                 continue
-            step = max(1, (4 << 20) // (self._geometry.block_labels * self._geometry.label_bytes))
-            for block in range(0, self._geometry.shard_blocks(shard.files.number), step):
-                shard.check_blocks(block, block + step)
+            for block in range(self._geometry.shard_blocks(shard.files.number)):
+                shard.check_blocks(block, block + 1)
                 if progress is not None:
-                    progress(step * self._geometry.block_labels)
+                    progress(self._geometry.block_size(shard.files.number, block))
         return list(self.damaged)
 
     def _stored(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -22,7 +22,7 @@ from teacherfarm.protos.faults import RecordingStopped
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Told how many more bytes of journals are merged."""
 
 

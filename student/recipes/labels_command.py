@@ -36,6 +36,16 @@ ACTIONS = (
         about="check every kept label against its checksum",
     ),
     Action(
+        name="seal",
+        module="teacherfarm.student.recipes.labels_seal",
+        about="take the journals of ended or killed writers into recorded labels' shards",
+    ),
+    Action(
+        name="push",
+        module="teacherfarm.student.recipes.labels_push",
+        about="publish recorded labels to any place that fsspec reaches",
+    ),
+    Action(
         name="evict",
         module="teacherfarm.student.recipes.labels_evict",
         about="take labels out of a store: by age, project or teacher, or all",
