@@ -21,7 +21,7 @@ from teacherfarm.student.recipes.plan_command import CROPS_PER_IMAGE, EPOCHS, LI
 from teacherfarm.student.recipes.plan_measure import FarmFacts, ImageFacts, measure_farm, measure_images
 from teacherfarm.student.recipes.plan_words import Figure, advice, count_teachers, figure_lines, way_lines
 from teacherfarm.student.recipes.study_formats import LabelFormat
-from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES
+from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES, check_pictures
 from teacherfarm.student.settings import Timeouts
 
 USUAL_SIZE, USUAL_CLASSES, USUAL_VIEWS = 224, 1000, 50
@@ -50,6 +50,7 @@ def main(options: argparse.Namespace) -> int:
         on_starved="raise",
     ) as teacher:
         card = teacher.card
+        check_pictures(card)
         images = _images(options, reader, card.rendering)
         farm = None
         if options.teacher_rate is None:
@@ -61,8 +62,8 @@ def check(options: argparse.Namespace) -> None:
     """ValueError for arguments that cannot be planned with."""
     if options.teacher_rate is None and not options.teacher_address:
         raise ValueError(
-            "how fast is a teacher? --teacher-rate CROPS/S (teacherfarm serve prints it, python -m bench service "
-            "measures it), or --teacher-address ADDRESS to measure your farm"
+            "how fast is a teacher? --teacher-rate CROPS/S of one of them, or --teacher-address ADDRESS to measure "
+            "your farm (local://MODELS: the teacher on this machine)"
         )
     for name in POSITIVE:
         value = getattr(options, name)

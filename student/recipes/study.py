@@ -21,7 +21,7 @@ from teacherfarm.student.recipes.study_answers import ROUNDED, Answers, open_ans
 from teacherfarm.student.recipes.study_drift import Drift, drift, tempered
 from teacherfarm.student.recipes.study_formats import NAMES, LabelFormat, formats
 from teacherfarm.student.recipes.study_pictures import draw_crops, draw_labels
-from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES, CropSample, arrivals, num_ways
+from teacherfarm.student.recipes.study_pixels import REFERENCE_BYTES, CropSample, arrivals, check_pictures, num_ways
 from teacherfarm.student.recipes.study_rows import Row, Table, nats
 
 FEWEST_CROPS = 2
@@ -86,6 +86,7 @@ def of_teacher(options: argparse.Namespace, teacher: Answers) -> int:
             f"teacher {card.name!r} gives no distribution over classes ({card.activation}): its labels are dense or "
             "features, and there is nothing to compare"
         )
+    check_pictures(card)
     reader = open_samples(options.data)
     scale = tuple(options.crop_scale) if options.crop_scale else card.crop_scale
     plan = CropPlan(seed=options.seed, scale=scale, ratio=card.crop_ratio)

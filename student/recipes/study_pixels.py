@@ -25,6 +25,8 @@ from teacherfarm.crops.cutting import cut, decode
 from teacherfarm.crops.sample_readers import SampleReader
 from teacherfarm.protos.crop import CropBox, CropFormat, Rendering
 from teacherfarm.protos.faults import UnreadableImage
+from teacherfarm.protos.references import VIEW_REFERENCE
+from teacherfarm.protos.teacher_card import TeacherCard
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +35,7 @@ Pixels = NDArray[np.uint8]
 QUALITIES = (50, 60, 70, 80, 85, 90, 95, 98)
 SUBSAMPLINGS: tuple[JpegSubsampling, ...] = ("444", "422", "420")
 SMALLER = (0.5, 0.7, 0.85)
-REFERENCE_BYTES = 20
-"""Sample number, prefix of the content's hash, view: 8 + 8 + 4."""
+REFERENCE_BYTES = VIEW_REFERENCE.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,15 @@ class CropSample:
             self._unreadable.add(index)
             _log.warning("left out: %s", fault)
             return None
+
+
+def check_pictures(card: TeacherCard) -> None:
+    """ValueError for a teacher that takes anything but colour pictures, which are what is cut here."""
+    if card.crop_format.number_type != "uint8" or card.crop_format.channels != 3:
+        raise ValueError(
+            f"teacher {card.name!r} takes {card.crop_format.describe()}; crops are cut from images as uint8 with 3 "
+            "channels"
+        )
 
 
 def choose_images(there: int, wanted: int, seed: int) -> list[int]:

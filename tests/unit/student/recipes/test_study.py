@@ -1,5 +1,6 @@
 import argparse
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -111,6 +112,20 @@ def test_recorded_top_k_labels_are_no_reference(tmp_path):
         recorder.add(rows, views, records_of(manifest, rows, views))
     with pytest.raises(ValueError, match=r"these recorded labels are top-10: record some with LabelSpec\(\)"):
         study.main(options("--labels", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "sigmoid"}, "gives no distribution over classes .sigmoid."),
+        ({"crop_format": CropFormat(height=SIZE, width=SIZE, channels=1)}, "crops are cut from images as uint8 with 3 chan"),
+    ],
+)
+def test_teachers_that_cannot_be_studied(data, change, message):
+    teacher = PatternAnswers()
+    teacher.card = dataclasses.replace(teacher.card, **change)
+    with pytest.raises(ValueError, match=message):
+        study.of_teacher(of(data), teacher)
 
 
 @pytest.mark.parametrize(
