@@ -118,7 +118,7 @@ def test_recorded_top_k_labels_are_no_reference(tmp_path):
     ("change", "message"),
     [
         ({"activation": "sigmoid"}, "gives no distribution over classes .sigmoid."),
-        ({"crop_format": CropFormat(height=SIZE, width=SIZE, channels=1)}, "crops are cut from images as uint8 with 3 chan"),
+        ({"crop_format": CropFormat(height=SIZE, width=SIZE, channels=1)}, "are cut from images as uint8 with 3 ch"),
     ],
 )
 def test_teachers_that_cannot_be_studied(data, change, message):
