@@ -187,8 +187,8 @@ def box_fractions(
 ) -> NDArray[Any]:
     """Fractions [M, 4] of an image that FKD's replay turns back into exactly these boxes.
 
-    float32 can for every image side up to 65535. float16 can up to 2048 pixels, because a height is chosen so that the
-    lower edge is right, not the height itself; where it cannot, the image's fractions are float32.
+    float32 can for every image side up to 65535. The nearest float16 can up to 1366 pixels; up to 2048 a height can be
+    chosen so that the lower edge is right, not the height itself; beyond, such an image's fractions are float32.
     """
     top, left, tall, wide = (boxes[field].astype(np.float64) for field in ("top", "left", "height", "width"))
     exact = np.stack([top / height, left / width, tall / height, wide / width], axis=1)
@@ -196,10 +196,12 @@ def box_fractions(
         return exact.astype(np.float32)
     starts = exact[:, :2].astype(np.float16)
     ends = np.stack([(top + tall) / height, (left + wide) / width], axis=1)
-    coords = np.concatenate([starts, (ends - starts).astype(np.float16)], axis=1)
-    back, inside = replayed_boxes(coords, height, width)
-    same = inside.all() and all((back[field] == boxes[field]).all() for field in ("top", "left", "height", "width"))
-    return coords if same else exact.astype(np.float32)
+    for sizes in (exact[:, 2:], ends - starts):
+        coords = np.concatenate([starts, sizes.astype(np.float16)], axis=1)
+        back, inside = replayed_boxes(coords, height, width)
+        if inside.all() and all((back[field] == boxes[field]).all() for field in ("top", "left", "height", "width")):
+            return coords
+    return exact.astype(np.float32)
 
 
 def label_path(name: str) -> str:

@@ -34,7 +34,8 @@ def probabilities(log_probabilities: NDArray[np.float16], *, whole: bool) -> NDA
     total = values.sum(axis=-1, keepdims=True)
     excess = total - 1
     reach = np.where(excess > 0, np.float16(-np.inf), np.float16(0))
-    neighbours = np.nextafter(log_probabilities, reach.astype(np.float16)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        neighbours = np.nextafter(log_probabilities, reach.astype(np.float16)).astype(np.float64)
     step = np.where(np.isfinite(neighbours), np.exp((logs + neighbours) / 2) - values, 0)
     room = np.abs(step.sum(axis=-1, keepdims=True))
     share = np.divide(np.abs(excess), room, out=np.full_like(excess, np.inf), where=room > 0)

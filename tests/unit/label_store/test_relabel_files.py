@@ -20,9 +20,9 @@ def some_map(seed=0, size=(15, 15), num_classes=NUM_CLASSES):
     return values, classes
 
 
-def relabel(values, classes, fractions, *, swapped=True):
+def relabel(values, classes, fractions, *, swapped=True, num_classes=NUM_CLASSES):
     """ReLabel's training target, restated with torchvision: fractions (top, left, height, width) [M, 4]."""
-    dense = torch.zeros(NUM_CLASSES, *values.shape[1:]).scatter_(0, classes.long(), values.float())
+    dense = torch.zeros(num_classes, *values.shape[1:]).scatter_(0, classes.long(), values.float())
     top, left, height, width = torch.as_tensor(fractions, dtype=torch.float32).T
     corners = (top, left, top + height, left + width) if swapped else (left, top, left + width, top + height)
     boxes = torch.stack(corners, 1) * values.shape[2] - 0.5
