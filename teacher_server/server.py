@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from teacherfarm.teacher_server.gateway import Gateway
 from teacherfarm.teacher_server.metrics import Metrics
 from teacherfarm.teacher_server.projects.projects_file import BadProjectsFile, read_projects
 from teacherfarm.teacher_server.projects.registry import Projects
+from teacherfarm.teacher_server.samples.data_sets import DataSets
 from teacherfarm.teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Server:
         self.store = _label_store(settings)
         if self.store is not None:
             self.metrics.store.watch(self.store.stats)
+        self.data_sets = _data_sets(settings)
         self.gateway = Gateway(
             self.farm,
             credit=CreditPool(budget_bytes=settings.memory_mb << 20, most_crops=settings.window),
@@ -71,6 +74,7 @@ class Server:
                 most_sessions=settings.max_sessions,
             ),
             kept=self.store,
+            data_sets=self.data_sets,
             payload_bytes=settings.payload_kib << 10,
         )
         largest_crop = max((t.card.crop_format.crop_bytes for t in found if t.card is not None), default=0)
@@ -129,6 +133,7 @@ class Server:
         for frontend in self.frontends:
             await frontend.start()
         await self.farm.start()
+        await self.data_sets.start()
 
     def reload(self) -> None:
         """Read projects, certificates and the allow-list again; a file that cannot be used changes nothing."""
@@ -176,6 +181,7 @@ class Server:
         for frontend in self.frontends:
             await frontend.close()
         await self.farm.close()
+        self.data_sets.close()
         if self.store is not None:
             await self.store.close()
         if self.status is not None:
@@ -238,6 +244,15 @@ def _triton_pool(settings: ServerSettings) -> BackendPool:
         parse_addresses(settings.triton),
         largest_batch=settings.max_batch or None,
         deadline_s=settings.triton_deadline_s,
+    )
+
+
+def _data_sets(settings: ServerSettings) -> DataSets:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return DataSets(
+        settings.datasets(),
+        cache=Path(settings.dataset_cache or os.path.join(caches, "teacherfarm", "indexes")),
+        threads=settings.cut_threads or len(os.sched_getaffinity(0)),
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import ipaddress
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 from teacherfarm.teacher_server.backends.triton_addresses import parse_addresses
 
 ENVIRONMENT_PREFIX = "TEACHERFARM_"
+LIST = "tuple[str, ...]"
+TOML_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), LIST: (list,)}
 SMALLEST_STORE_GB = 0.02
 MOST_STORE_DAYS = 36_500
 
@@ -86,11 +89,21 @@ class ServerSettings:
     )
     store_max_gb: float = _setting(20.0, "disk for kept labels (lmdb): the oldest are dropped; Redis has its maxmemory")
     store_max_days: float = _setting(30.0, "how long labels are kept (lmdb, redis)")
+    dataset: tuple[str, ...] = _setting(
+        (),
+        "NAME=PATH of a data set (class folders, tar or Parquet files) that students may name crops of instead of "
+        "sending them; may be given several times (environment: separated by spaces, quoted as in a shell)",
+    )
+    dataset_cache: str = _setting(
+        "",
+        "folder that keeps the indexes of data sets between starts (default: teacherfarm in the user's cache folder)",
+    )
+    cut_threads: int = _setting(0, "images decoded side by side for such crops (default: one per core)")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
     log_json: bool = _setting(False, "log one JSON object a line")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "max_batch", "max_wait_ms", "drain_s"):
+        for name in ("threads", "max_batch", "max_wait_ms", "drain_s", "cut_threads"):
             # Also false for NaN.
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -115,7 +128,20 @@ class ServerSettings:
             if address != "off" and not (host and port.isdigit() and int(port) < 65536):
                 raise ValueError(f"{name} must be HOST:PORT or 'off', got {address!r}")
         self._check_store()
+        self.datasets()
         self._check_security()
+
+    def datasets(self) -> dict[str, str]:
+        """The paths of ``dataset`` by name. Raises ValueError."""
+        found: dict[str, str] = {}
+        for entry in self.dataset:
+            name, _, path = entry.partition("=")
+            if not (name and path):
+                raise ValueError(f"dataset is NAME=PATH, for example imagenet=/data/imagenet/train, got {entry!r}")
+            if name in found:
+                raise ValueError(f"dataset {name!r} is given twice: {found[name]} and {path}")
+            found[name] = path
+        return found
 
     def _check_store(self) -> None:
         kind, _, place = self.store.partition(":")
@@ -186,9 +212,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if setting.name == "models":
             continue
         flag, about = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
-        shown = f"{about} [{setting.default}]" if setting.default not in ("", 0, False) else about
+        shown = f"{about} [{setting.default}]" if setting.default not in ("", 0, False, ()) else about
         if setting.type == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
+        elif setting.type == LIST:
+            parser.add_argument(flag, action="append", default=None, help=about, metavar="NAME=PATH")
         else:
             kind = {"int": int, "float": float, "str": str}[str(setting.type)]
             parser.add_argument(flag, type=kind, default=None, help=shown, metavar=setting.name.upper())
@@ -205,6 +233,7 @@ def load_settings(options: argparse.Namespace, environment: Mapping[str, str] = 
         if text is not None:
             values[name] = _parse(text, kind, ENVIRONMENT_PREFIX + name.upper())
     values |= {name: getattr(options, name) for name in known if getattr(options, name, None) is not None}
+    values |= {name: tuple(values[name]) for name, kind in known.items() if kind == LIST and name in values}
     settings = ServerSettings(**values)
     if not settings.models:
         raise ValueError(
@@ -221,8 +250,8 @@ def _from_toml(file: Path, known: Mapping[str, str]) -> dict[str, Any]:
     if unknown := sorted(values.keys() - known.keys()):
         raise ValueError(f"{file} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
     for name, value in values.items():
-        kinds: Sequence[type] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[known[name]]
-        if type(value) not in kinds:
+        kinds: Sequence[type] = TOML_TYPES[known[name]]
+        if type(value) not in kinds or (known[name] == LIST and not all(isinstance(entry, str) for entry in value)):
             raise ValueError(f"{file}: {name} must be {known[name]}, got {value!r}")
     return values
 
@@ -231,6 +260,8 @@ def _parse(text: str, kind: str, where: str) -> Any:
     try:
         if kind == "bool":
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        if kind == LIST:
+            return shlex.split(text)
         return {"int": int, "float": float, "str": str}[kind](text)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{where} must be {kind}, got {text!r}") from error

@@ -98,6 +98,12 @@ COMMANDS = (
         about="train a student on an image folder from soft labels",
     ),
     Command(
+        name="dataset",
+        module="teacherfarm.student.recipes.dataset_command",
+        extra="student",
+        about="what a data set of images holds: names, hashes, sizes, classes",
+    ),
+    Command(
         name="labels",
         module="teacherfarm.student.recipes.labels_command",
         extra="student",

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.student.blocking import TeacherClient
+from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.checkpoint import (
     Run,
     latest_checkpoint,
@@ -62,16 +63,17 @@ def main(options: argparse.Namespace) -> int:
             return distill(kept, ranks, teacher)
 
 
-def connect(options: argparse.Namespace) -> TeacherClient:
+def connect(options: argparse.Namespace, *, digest: str = "", by_reference: ByReference | None = None) -> TeacherClient:
     """The teacher's client; the first use connects."""
     return TeacherClient(
         options.teacher_address,
         options.teacher,
         api_key=options.api_key,
-        digest=options.digest,
+        digest=digest or options.digest,
         spec=LabelSpec(top_k=options.top_k, temperature=options.temperature if options.top_k else 1.0),
         timeouts=Timeouts(answer_s=options.answer_timeout),
         on_starved=options.on_starved,
+        by_reference=by_reference,
     )
 
 
@@ -83,6 +85,9 @@ def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> in
 
     # The data, and where to begin.
     data = DistillData(kept, card, ranks)
+    if teacher is not None and options.by_reference:
+        # Only its card told how crops are cut: now the same teacher can be told which.
+        teacher = connect(options, digest=card.teacher_digest, by_reference=data.references())
     passes = plan_passes(options.epochs, options.crops_per_image)
     check_options(options, data, card.activation)
     checkpoint = find_checkpoint(options)
@@ -127,6 +132,8 @@ def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> in
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.callback(kept.close, seal=False)
+        if teacher is not None:
+            stack.callback(teacher.close)
         log = stack.enter_context(RunLog(out, resume_epoch=epochs_done)) if ranks.first else None
         wish = stack.enter_context(StopWish())
 

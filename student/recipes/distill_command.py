@@ -77,6 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     teacher.add_argument(
         "--hard-fallback", action="store_true", help="with --on-starved skip: use those crops' hard labels instead"
     )
+    teacher.add_argument(
+        "--by-reference",
+        default="",
+        metavar="NAME",
+        help="the server has the training images, too (serve --dataset NAME=PATH): name crops instead of sending them",
+    )
+    teacher.add_argument(
+        "--on-refused",
+        choices=["send", "skip", "raise"],
+        default="send",
+        help="with --by-reference, a sample that differs there: send its pixels, leave it out, or stop (default: send)",
+    )
     teacher.add_argument("--prefetch-batches", type=int, metavar="N", help="batches asked ahead (default: 1024 crops)")
 
     student = parser.add_argument_group("student")

@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, Subset
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.teacher_card import TeacherCard
+from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.center_crops import CenterCropDataset
 from teacherfarm.student.crop_collate import collate_crops
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.own_pixels import OwnPixels
 from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
 from teacherfarm.student.recipes.folders import find_samples
@@ -94,6 +96,7 @@ class DistillData:
             plan=self.plan,
             schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
             on_unreadable="skip",
+            by_reference=options.by_reference,
         )
         source = self._kept.source(dataset, teacher, ranks)
         sampler = ShardSampler(dataset, rank=ranks.rank, num_ranks=ranks.num_ranks, seed=options.seed)
@@ -119,6 +122,18 @@ class DistillData:
             prefetch_batches=options.prefetch_batches,
             weight_view=lambda batch: batch["weight"],
             target_view=self.train.targets,
+        )
+
+    def references(self) -> ByReference:
+        """With ``--by-reference``: what the training crops' references mean."""
+        own = OwnPixels(self.train.source, self._card.rendering, self.plan)
+        return ByReference(
+            dataset=self._options.by_reference,
+            rendering=self._card.rendering,
+            plan=self.plan,
+            on_refused=self._options.on_refused,
+            own_pixels=own,
+            sample_name=own.name,
         )
 
     def val_loader(self) -> DataLoader[dict[str, Any]]:

@@ -67,6 +67,8 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         "store": ("lmdb:labels", "lmdb:labels"),
         "store_max_gb": (7.5, "7.5"),
         "store_max_days": (7.5, "7.5"),
+        "dataset": (("a=/data/a",), "a=/data/a"),
+        "dataset_cache": ("indexes", "indexes"),
         "log_level": ("DEBUG", "DEBUG"),
         "log_json": (True, "true"),
         "max_wait_ms": (7.5, "7.5"),
@@ -81,6 +83,8 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         flag = "--" + setting.name.replace("_", "-")
         by_flag = ["m"] if setting.name == "models" else [flag] if value is True else [flag, text]
         spelled = str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+        if isinstance(value, tuple):
+            spelled = str(list(value))
         for settings in (
             load(*models, *by_flag),
             load(*models, environment={"TEACHERFARM_" + setting.name.upper(): text}),
@@ -88,6 +92,18 @@ def test_every_setting_can_be_said_in_all_three_ways(toml):
         ):
             assert getattr(settings, setting.name) == value
             assert type(getattr(settings, setting.name)) is type(value)
+
+
+def test_data_sets_by_name(toml):
+    settings = load("m", "--dataset", "a=/x/{0..3}.tar", "--dataset", "b=/y=z")
+    assert settings.datasets() == {"a": "/x/{0..3}.tar", "b": "/y=z"}
+    assert load("m", environment={"TEACHERFARM_DATASET": "a=/x 'b=/y z'"}).datasets() == {"a": "/x", "b": "/y z"}
+    assert load("m", *toml('dataset = ["a=/x", "b=/y"]')).datasets() == {"a": "/x", "b": "/y"}
+    for wrong, words in ((["a"], "NAME=PATH"), (["=/x"], "NAME=PATH"), (["a=/x", "a=/y"], "given twice: /x and /y")):
+        with pytest.raises(ValueError, match=words):
+            load("m", *(word for entry in wrong for word in ("--dataset", entry)))
+    with pytest.raises(ValueError, match="dataset must be"):
+        load("m", *toml("dataset = [1]"))
 
 
 def test_a_flag_can_switch_off_what_a_file_switched_on(toml):
