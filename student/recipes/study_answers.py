@@ -19,7 +19,6 @@ from teacherfarm.protos.soft_label import LABELS, LabelSpec, SoftLabels, log_sof
 from teacherfarm.protos.teacher_card import LOGITS, TeacherCard
 from teacherfarm.student.blocking import LabelFuture, TeacherClient
 from teacherfarm.student.settings import Timeouts, parse_addresses
-from teacherfarm.student.transports.local_transport import LocalTransport
 
 BATCH, BATCHES_AHEAD = 64, 4
 
@@ -67,6 +66,8 @@ class LocalAnswers:
     """The graph's float32 logits."""
 
     def __init__(self, models: str, teacher: str, *, digest: str = "") -> None:
+        from teacherfarm.student.transports.local_transport import LocalTransport
+
         self._transport = LocalTransport(models, teacher)
         self._digest = digest
         self._runner = asyncio.Runner()
