@@ -12,6 +12,7 @@ BENCHMARKS = {
     "triton": "labels/s through the gateway from a Triton server, over straight tritonclient to the same Triton",
     "fairness": "shares of hungry projects beside their weights, and what one of them gets alone over all together",
     "failover": "labels lost, doubled or wrong, and the pause, when one of two Triton servers is killed under load",
+    "replay": "labels/s from recorded labels, over FKD's and TinyViT's files of the same labels",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
 

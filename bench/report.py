@@ -29,10 +29,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Crops/s at the median and the 90th percentile, and the ratio to the reference with its spread."""
+def table(rows: Sequence[Row], *, unit: str = "crops/s") -> str:
+    """Crops/s, or ``unit``, at the median and the 90th percentile, and the ratio to the reference with its spread."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}  {'crops/s p50':>12} {'p90':>9} {'slices':>7} {'ratio':>7} {'spread':>7}"]
+    lines = [f"{'':{width}}  {f'{unit} p50':>12} {'p90':>9} {'slices':>7} {'ratio':>7} {'spread':>7}"]
     for row in rows:
         middle = sorted(row.rates)[len(row.rates) // 2]
         figures = f"{row.ratio.value:7.3f} {row.ratio.spread:7.3f}" if row.ratio else f"{'1':>7} {'':>7}"
