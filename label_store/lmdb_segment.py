@@ -22,6 +22,7 @@ from teacherfarm.label_store.label_store import CHECKSUM_BYTES, StoreScope, seal
 SUFFIX = ".labels"
 STAMP = "%Y%m%dT%H%M%S"
 BLOCK_BYTES = 256 << 10
+FULL_SHARE = 0.8
 STEP_KEYS = 4096
 """Keys looked at in one transaction by whoever walks through all of them: LMDB reuses no page that a reader may see."""
 
@@ -57,11 +58,11 @@ class Segment:
         self.path = path
         self.started_s = started_s(path)
         size = path.stat().st_size if path.exists() else 0
-        # Smaller than the file, LMDB takes the file's own.
+        # Without a size LMDB takes the one that the file was last written with.
         self._env = lmdb.open(
             str(path),
             subdir=False,
-            map_size=max(map_bytes, size),
+            map_size=map_bytes,
             max_dbs=3,
             readonly=read_only,
             create=not read_only,
@@ -88,7 +89,13 @@ class Segment:
     @property
     def disk_bytes(self) -> int:
         """What it takes on disk."""
-        return _disk_bytes(self.path)
+        return disk_bytes(self.path)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is left is little: changing a segment takes room, taking labels out of it, too."""
+        info = self._env.info()
+        return bool((info["last_pgno"] + 1) * self._env.stat()["psize"] > FULL_SHARE * info["map_size"])
 
     @property
     def num_labels(self) -> int:
@@ -261,7 +268,8 @@ def remove_segment(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _disk_bytes(path: Path) -> int:
+def disk_bytes(path: Path) -> int:
+    """What a file takes on disk; 0 where it is gone."""
     try:
         return path.stat().st_blocks * 512
     except FileNotFoundError:

@@ -189,9 +189,10 @@ class LmdbStore:
 
     def _newest(self) -> Segment:
         period_s = self._most_age_s / NUM_SEGMENTS
-        if not self._segments or not 0 <= time.time() - self._segments[-1].started_s < period_s:
+        newest = self._segments[-1] if self._segments else None
+        if newest is None or newest.is_full or not 0 <= time.time() - newest.started_s < period_s:
             return self._begin_segment()
-        return self._segments[-1]
+        return newest
 
     def _begin_segment(self) -> Segment:
         segment = Segment(new_path(self.folder, time.time()), map_bytes=self._segment_bytes)
