@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--crop-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of the image (default: the teacher's)"
     )
+    labels.add_argument(
+        "--by-reference",
+        default="",
+        metavar="NAME",
+        help="the farm has these images, too (serve --dataset NAME=PATH): send 20 bytes a crop, and let it cut them",
+    )
     labels.add_argument("--seed", type=int, default=0, metavar="N", help="of the crops (default: 0)")
 
     work = parser.add_argument_group("work")

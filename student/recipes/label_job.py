@@ -17,8 +17,10 @@ from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.label_store.recorded_card import write_card
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.blocking import TeacherClient
+from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.own_pixels import OwnPixels
 from teacherfarm.student.recipes.folders import samples_location
 from teacherfarm.student.recipes.views_to_label import Todo, ViewsToLabel, loader_of
 from teacherfarm.student.recording_teacher import RecordingTeacher
@@ -44,6 +46,7 @@ class Job:
     seed: int
     scale: tuple[float, float] | None
     batch_size: int
+    by_reference: str = ""
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Job:
@@ -65,7 +68,21 @@ class Job:
             seed=options.seed,
             scale=tuple(options.crop_scale) if options.crop_scale else None,
             batch_size=options.batch_size,
+            by_reference=options.by_reference,
         )
+
+
+def connect(job: Job, by_reference: ByReference | None = None) -> TeacherClient:
+    """A client; its first use connects."""
+    return TeacherClient(
+        job.address,
+        job.teacher,
+        api_key=job.api_key,
+        digest=job.digest,
+        spec=job.spec,
+        timeouts=Timeouts(answer_s=job.answer_s),
+        by_reference=by_reference,
+    )
 
 
 def find_location(data: str, train_folder: str) -> str:
@@ -79,14 +96,7 @@ class Labelling:
     def __init__(self, job: Job, *, indexing: Progress | None = None) -> None:
         self.job = job
         self.source = SampleImages(job.samples)
-        self.teacher = TeacherClient(
-            job.address,
-            job.teacher,
-            api_key=job.api_key,
-            digest=job.digest,
-            spec=job.spec,
-            timeouts=Timeouts(answer_s=job.answer_s),
-        )
+        self.teacher = connect(job)
         try:
             card = self.teacher.card
             self.dataset = ViewsToLabel(
@@ -95,13 +105,31 @@ class Labelling:
                 teacher_rendering=card.rendering,
                 views=job.views,
             )
+            if job.by_reference:
+                self.teacher.close()
+                self.teacher = connect(job, self._references())
             self.recording = RecordingTeacher(
                 self.teacher, self.dataset, job.out, views=job.views, again=True, progress=indexing
             )
+            if job.by_reference:
+                self.dataset.refer(self.recording.recorder.index, self.recording.rows)
             write_card(job.out, card)
         except BaseException:
             self.teacher.close()
             raise
+
+    def _references(self) -> ByReference:
+        """What the server cannot cut is sent as pixels."""
+        dataset = self.dataset
+        own = OwnPixels(self.source, dataset.teacher_rendering, dataset.plan)
+        return ByReference(
+            dataset=self.job.by_reference,
+            rendering=dataset.teacher_rendering,
+            plan=dataset.plan,
+            on_refused="send",
+            own_pixels=own,
+            sample_name=own.name,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +154,7 @@ class Labelling:
     def label(self, todo: Todo, *, workers: int, progress: Progress, stop: Callable[[], bool] = lambda: False) -> int:
         """Ask for what is missing and record it; how many labels came. Raises RecordingStopped on a full disk."""
         loader = LabelledLoader(
-            loader_of(self.dataset, todo, workers=workers),
+            loader_of(self.dataset, todo, workers=0 if self.job.by_reference else workers),
             self.recording,
             lambda batch: batch["crops"],
             keys=lambda batch: batch["keys"],

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.label_store.sealing import seal
+from teacherfarm.protos.faults import TeacherFarmFault
 from teacherfarm.student.recipes.label_job import Job, Labelling, Progress
 from teacherfarm.student.recipes.views_to_label import Todo
 
@@ -31,7 +32,7 @@ class Labeller:
 
     def __call__(self, block: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
         """Label the samples of a block; committed when it returns."""
-        todo = self.labelling.todo(block["sample"])
+        todo = self.labelling.todo(block["data"])
         came = self.labelling.label(todo, workers=0, progress=lambda more: None)
         return {"labels": np.array([came])}
 
@@ -58,8 +59,8 @@ def label_by_ray(job: Job, todo: Todo, *, actors: int, address: str | None, prog
     )
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **settings)
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         samples_per_task = max(1, CROPS_PER_TASK // job.views)
         blocks = max(1, min(-(-len(todo.samples) // samples_per_task), 200 * actors))
         done = ray.data.from_numpy(np.array_split(todo.samples, blocks)).map_batches(
@@ -75,5 +76,17 @@ def label_by_ray(job: Job, todo: Todo, *, actors: int, address: str | None, prog
             came += more
             progress(more)
         return came
+    except ray.exceptions.RayError as error:
+        raise _our_fault(error) from error
     finally:
         ray.shutdown()
+
+
+def _our_fault(error: BaseException) -> BaseException:
+    """The fault that an actor raised, out of what Ray wraps it in; Ray's own error where there is none."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, TeacherFarmFault):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
 from teacherfarm.crops.cutting import cut
-from teacherfarm.crops.sample_index import HASH_BYTES
+from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import CROP_KEY_BYTES, CropRef, Rendering, reference_keys
 from teacherfarm.protos.faults import SampleChanged, UnreadableImage
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.student.crop_collate import empty_batch
 from teacherfarm.student.crop_dataset import limit_threads
 from teacherfarm.student.image_sources import ImageSource
@@ -42,7 +43,10 @@ class ImageViews:
 
 
 class ViewsToLabel(Dataset[dict[str, Any]]):
-    """Batches by lists of ImageViews; images that cannot be read, or changed, give blank crops of weight 0."""
+    """Batches by lists of ImageViews; images that cannot be read, or changed, give blank crops of weight 0.
+
+    After :meth:`refer` crops are references, 20 bytes each, and no image is read here.
+    """
 
     def __init__(self, source: ImageSource, *, plan: CropPlan, teacher_rendering: Rendering, views: int) -> None:
         self.source = source
@@ -50,6 +54,12 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
         self.teacher_rendering = teacher_rendering
         self.schedule = ViewSchedule(views=views, order="cycle", per_visit=views)
         self._hashes: NDArray[np.bytes_] | None = None
+        self._index: SampleIndex | None = None
+        self._rows = np.zeros(0, np.int64)
+
+    def refer(self, index: SampleIndex, rows: NDArray[np.int64]) -> None:
+        """Name crops instead of cutting them: ``rows`` are the samples' places in ``index``."""
+        self._index, self._rows = index, rows
 
     def expect(self, hashes: NDArray[np.void]) -> None:
         """Leave out images that hold something else by now (V16 [images])."""
@@ -59,7 +69,18 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
         """One batch, cut straight into the memory that it is handed over in."""
         if get_worker_info() is not None:
             limit_threads(os.getpid())
-        num_crops = sum(len(image.views) for image in todo)
+        samples = np.concatenate([np.full(len(image.views), image.sample) for image in todo])
+        views = np.concatenate([image.views for image in todo])
+        if self._index is not None:
+            rows = self._rows[samples]
+            table = CropReferences.of_views(self._index.numbers()[rows], self._index.prefixes()[rows], views).table
+            crops = torch.from_numpy(table.view(np.uint8).reshape(len(table), -1))
+            weight, keys = np.ones(len(table), np.float32), b""
+        else:
+            crops, weight, keys = self._pixels(todo, len(samples))
+        return [{"crops": crops, "keys": keys, "weight": weight, "samples": samples, "views": views}]
+
+    def _pixels(self, todo: Sequence[ImageViews], num_crops: int) -> tuple[Tensor, NDArray[np.float32], bytes]:
         rendering = self.teacher_rendering
         crops = empty_batch((num_crops, rendering.height, rendering.width, 3), torch.uint8)
         weight, keys, done = np.zeros(num_crops, np.float32), [], 0
@@ -69,15 +90,7 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
             weight[rows] = readable
             keys.append(own_keys)
             done = rows.stop
-        return [
-            {
-                "crops": crops,
-                "keys": b"".join(keys),
-                "weight": weight,
-                "samples": np.concatenate([np.full(len(image.views), image.sample) for image in todo]),
-                "views": np.concatenate([image.views for image in todo]),
-            }
-        ]
+        return crops, weight, b"".join(keys)
 
     def _cut(self, todo: ImageViews, crops: Tensor) -> tuple[bool, bytes]:
         name = self.source.name(todo.sample)
