@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -117,13 +117,15 @@ def lock_if_dead(path: Path) -> IO[bytes] | None:
     return None
 
 
-def read_journal(file: IO[bytes], manifest: Manifest, num_labels: int) -> Iterator[Frame]:
-    """The intact frames of a journal, in order; warns of what is damaged or torn, by file and place.
+def read_journal(
+    file: IO[bytes], manifest: Manifest, num_labels: int, *, on_damage: Callable[[str], object] = log.warning
+) -> Iterator[Frame]:
+    """The intact frames of a journal, in order; ``on_damage`` is told what is damaged, by file and place.
 
     ``num_labels``: places lie below it. A journal of other labels, or one whose head is damaged, has no frames.
     """
     if not is_journal_of(file, manifest):
-        log.warning("%s: its head is damaged or it belongs to other labels: nothing in it is used", file.name)
+        on_damage(f"{file.name}: its head is damaged or it belongs to other labels: nothing in it is used")
         return
     record_bytes = manifest.stored_dtype.itemsize
     size = os.fstat(file.fileno()).st_size
@@ -143,12 +145,9 @@ def read_journal(file: IO[bytes], manifest: Manifest, num_labels: int) -> Iterat
             log.info("%s: its last %d bytes are an unfinished frame and are not used", file.name, size - offset)
             return
         following = size if following is None else following
-        log.warning(
-            "%s: %s labels in bytes %d to %d are damaged and not used: they will be asked again",
-            file.name,
-            count or "some",
-            offset,
-            following,
+        on_damage(
+            f"{file.name}: {count or 'some'} labels in bytes {offset} to {following} are damaged and not used: they "
+            "will be asked again"
         )
         offset = following
 

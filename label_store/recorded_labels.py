@@ -94,6 +94,10 @@ class RecordedLabels:
             f"samples x {self.manifest.views} views, by {self.manifest.teacher.name}>"
         )
 
+    def __reduce__(self) -> tuple[type[RecordedLabels], tuple[LabelDirectory]]:
+        # For DataLoader workers: each maps the same files.
+        return RecordedLabels, (self.directory,)
+
     @property
     def num_sealed(self) -> int:
         return sum(files.num_labels for files in self.content.shards)
@@ -102,6 +106,11 @@ class RecordedLabels:
     def num_journals(self) -> int:
         """Journals that are not sealed."""
         return self._unsealed.num_journals
+
+    @property
+    def damaged_journals(self) -> list[str]:
+        """What was found damaged in them, in words."""
+        return list(self._unsealed.damaged)
 
     def check(self, wanted: Manifest) -> None:
         """Raise LabelsMismatch naming the first field in which these are not the labels that are wanted.

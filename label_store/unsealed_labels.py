@@ -6,6 +6,7 @@ Holds 24 bytes in memory for each label; sealed, they need none and are read fas
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -21,6 +22,8 @@ from teacherfarm.label_store.manifest import Manifest
 from teacherfarm.label_store.presence import Positions, Presence
 from teacherfarm.label_store.shards import read_table
 
+log = logging.getLogger(__name__)
+
 
 class UnsealedLabels:
     """What the journals at ``paths`` hold. Make it before the manifest is read, and none is missed."""
@@ -30,6 +33,8 @@ class UnsealedLabels:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 self._files.append(open(path, "rb", buffering=0))  # noqa: SIM115 - for as long as it is read
+        self.damaged: list[str] = []
+        """What was found damaged, in words; it was warned of."""
         weakref.finalize(self, _close, self._files)
         self._places = np.zeros(0, np.int64)
         self._sources = np.zeros(0, np.int64)
@@ -43,12 +48,16 @@ class UnsealedLabels:
         places, sources, offsets = [self._places], [self._sources], [self._offsets]
         label_bytes = manifest.stored_dtype.itemsize
         for number, file in enumerate(self._files):
-            for frame in read_journal(file, manifest, num_labels):
+            for frame in read_journal(file, manifest, num_labels, on_damage=self._found_damaged):
                 places.append(frame.places)
                 sources.append(np.full(len(frame.places), number))
                 offsets.append(frame.offset + label_bytes * np.arange(len(frame.places)))
         self._places, first = np.unique(np.concatenate(places), return_index=True)
         self._sources, self._offsets = np.concatenate(sources)[first], np.concatenate(offsets)[first]
+
+    def _found_damaged(self, what: str) -> None:
+        self.damaged.append(what)
+        log.warning("%s", what)
 
     @property
     def places(self) -> Positions:

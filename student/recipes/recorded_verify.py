@@ -88,18 +88,23 @@ def check_blocks(labels: RecordedLabels) -> bool:
     total = sum(labels.content.geometry.shard_size(shard.number) for shard in shards)
     with tqdm(total=total, unit="label", unit_scale=True, desc="checksums", disable=None) as bar:
         damaged = labels.verify(progress=bar.update)
-    for damage in damaged[:MOST_NAMED]:
+    named = [str(damage) for damage in damaged] + labels.damaged_journals
+    for damage in named[:MOST_NAMED]:
         print(f"damaged: {damage}")
-    if len(damaged) > MOST_NAMED:
-        print(f"... and {len(damaged) - MOST_NAMED} more")
-    if damaged:
+    if len(named) > MOST_NAMED:
+        print(f"... and {len(named) - MOST_NAMED} more")
+    if len(labels) > labels.num_sealed:
         print(
-            f"checksums: {len(damaged)} damaged parts. They read as absent, and are asked again where a teacher is at "
+            f"journals: {len(labels) - labels.num_sealed:,} labels in {labels.num_journals} are intact, and not sealed"
+        )
+    if named:
+        print(
+            f"checksums: {len(named)} damaged parts. They read as absent, and are asked again where a teacher is at "
             f"hand; `teacherfarm labels verify {labels.directory} --drop-damaged` lets recording fill them"
         )
     else:
         print(f"checksums: all of {labels.num_sealed:,} sealed labels are what was written")
-    return not damaged
+    return not named
 
 
 def ask_again(labels: RecordedLabels, options: argparse.Namespace) -> bool:

@@ -153,6 +153,20 @@ def test_damage_is_named_and_can_be_dropped(recorded, tmp_path, capsys):
     assert run(tmp_path / "labels") == 0
 
 
+def test_damage_in_a_journal_is_named(recorded, tmp_path, capsys):
+    labels = RecordedLabels.open(str(recorded))
+    recorder = LabelRecorder(str(tmp_path), labels.manifest, labels.index)
+    for row in (1, 2):
+        recorder.add(np.array([row]), np.array([0]), labels.read(np.array([row]), np.array([0]))[0])
+    recorder.close(seal=False)
+    assert run(tmp_path) == 0
+    assert "journals: 2 labels in 1 are intact, and not sealed" in capsys.readouterr().out
+    (path,) = (tmp_path / "journals").iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert run(tmp_path) == 1
+    assert f"damaged: {path}: 1 labels in bytes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "match"),
     [

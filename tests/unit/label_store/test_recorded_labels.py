@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -202,6 +204,51 @@ def test_other_labels_are_refused(tmp_path):
         LabelRecorder(str(tmp_path), dataclasses.replace(labels.manifest, views=3), labels.index)
     with pytest.raises(ValueError, match="the index is"):
         LabelRecorder(str(tmp_path), labels.manifest, index_of(SAMPLES + 1))
+
+
+def test_a_reader_is_not_disturbed_by_sealing(tmp_path):
+    """It goes on reading the shards that were replaced, and the journals that are gone."""
+    rows, views = everything(SAMPLES, VIEWS)
+    record(tmp_path, SAMPLES, VIEWS, rows=rows[:2000], views=views[:2000])
+    reader = record(tmp_path, SAMPLES, VIEWS, rows=rows[2000:], views=views[2000:], seal=False)
+    seal(tmp_path)
+    check_all(reader)
+
+
+def test_a_reader_goes_to_other_processes_by_its_place(tmp_path):
+    labels = record(tmp_path, SAMPLES, VIEWS)
+    content = pickle.dumps(labels)
+    assert len(content) < 1000
+    check_all(pickle.loads(content))
+
+
+def test_a_commit_is_on_disk_before_it_is_reported(tmp_path, monkeypatch):
+    """And so are the shards before the manifest names them, and the manifest before the journals go."""
+    index = index_of(4)
+    manifest = manifest_of(index, 2)
+    rows, views = everything(4, 2)
+    recorder = LabelRecorder(str(tmp_path), manifest, index, commit_every_s=60.0)
+    done = []
+    for name, do in (("fsync", os.fsync), ("replace", os.replace), ("unlink", os.unlink)):
+
+        def watched(what, *more, name=name, do=do):
+            path = os.readlink(f"/proc/self/fd/{what}") if name == "fsync" else os.fspath(what)
+            done.append((name, os.path.basename(path).rpartition(".")[2]))
+            return do(what, *more)
+
+        monkeypatch.setattr(os, name, watched)
+    recorder.add(rows, views, records_of(manifest, rows, views))
+    assert not done
+    assert recorder.commit() == 8
+    assert done == [("fsync", "journal")]
+    done.clear()
+    recorder.close()
+    # Beside, table and labels, each: content, name, folder. Then the manifest; then the journal goes.
+    written = [("fsync", "part"), ("replace", "part"), ("fsync", "shards")]
+    root = tmp_path.name.rpartition(".")[2]
+    done = [step for step in done if step != ("unlink", "part")]
+    assert done[:9] == [*written, *written, ("fsync", "part"), ("replace", "part"), ("fsync", root)]
+    assert done[9] == ("unlink", "journal")
 
 
 def test_where_nothing_is_recorded(tmp_path):
