@@ -29,6 +29,8 @@ NAME = "teacherfarm"
 TORCH = frozenset({"torch", "torchvision", "timm"})
 # What runs in somebody else's interpreter: beside the model it serves, inside Triton.
 ELSEWHERE = frozenset({f"{NAME}.export.triton_python_model"})
+OPTIONAL = frozenset({"pyarrow", "ray", "redis"})
+"""What the extras ``parquet``, ``ray`` and ``redis`` bring to those who ask for it."""
 SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu"})
 
 
@@ -50,13 +52,18 @@ EXTRAS = (
         refused=TORCH | SERVER_ONLY | {"grpcio", "pyzmq", "pillow", "tritonclient"},
         goes_without=frozenset({"grpc_tools", "xxhash"}),  # keys are made by the server's and the student's end
     ),
-    Extra(name="server", packages=("protos", "crops", "label_store", "teacher_server"), refused=TORCH | {"onnxruntime-gpu"}),
+    Extra(
+        name="server",
+        packages=("protos", "crops", "label_store", "teacher_server"),
+        refused=TORCH | {"onnxruntime-gpu"},
+        goes_without=frozenset({"grpc_tools", "fsspec"}) | OPTIONAL,  # fsspec: recorded labels are a student's
+    ),
     Extra(
         name="student",
         packages=("protos", "crops", "label_store", "student", "doctor"),
         refused=SERVER_ONLY,
         # timm: for those who train one of its models; onnxruntime: the doctor tries a model directory where it is.
-        goes_without=frozenset({"grpc_tools", "timm", "onnxruntime"}),
+        goes_without=frozenset({"grpc_tools", "timm", "onnxruntime"}) | OPTIONAL,
     ),
     Extra(
         name="export",
