@@ -16,14 +16,14 @@ STOP_WITHIN_S = 30.0
 
 
 @contextmanager
-def running(module: str, arguments: Sequence[str]) -> Iterator[dict[str, str]]:
+def running(module: str, arguments: Sequence[str], *, prefix: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Run ``python -m module arguments``; gives its addresses by scheme ("zmq" -> "zmq://127.0.0.1:4711").
 
-    The program says when it is ready by a line of standard output that starts with "ready" and holds its addresses.
-    Raises RuntimeError when it ends or stays silent before that.
+    ``prefix`` goes before python: ``ip netns exec NAME``. The program says when it is ready by a line of its output
+    that starts with "ready" and holds its addresses. Raises RuntimeError when it ends or stays silent before that.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
+        [*prefix, sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     overdue = threading.Timer(READY_WITHIN_S, process.kill)
     overdue.start()

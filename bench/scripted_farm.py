@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +40,32 @@ def make_card(size: int = SIZE) -> TeacherCard:
 
 
 def make_server(
-    folder: Path, *, largest_batch: int, crops_per_second: float, size: int = SIZE, projects: str = ""
+    folder: Path,
+    *,
+    largest_batch: int,
+    crops_per_second: float,
+    size: int = SIZE,
+    projects: str = "",
+    host: str = "127.0.0.1",
+    datasets: Sequence[str] = (),
 ) -> Server:
-    """A server on free ports; ``crops_per_second`` 0 answers at once. ``folder`` takes a golden file."""
+    """A server on free ports; ``crops_per_second`` 0 answers at once. ``folder`` takes a golden file, and
+    the indexes of ``datasets`` (NAME=PATH).
+    """
     card = make_card(size)
     # Zeros for log-probabilities are the even distribution.
     even = np.full((1, NUM_CLASSES), 1 / NUM_CLASSES, np.float32)
     np.savez(folder / GOLDEN_FILE, crops=np.zeros((1, size, size, 3), np.uint8), probabilities=even)
     return Server(
-        ServerSettings(grpc="127.0.0.1:0", zmq="127.0.0.1:0", http="off", projects=projects),
+        ServerSettings(
+            grpc=f"{host}:0",
+            zmq=f"{host}:0",
+            http="off",
+            projects=projects,
+            allow_plaintext=host != "127.0.0.1",
+            dataset=tuple(datasets),
+            dataset_cache=str(folder),
+        ),
         make_backend=lambda _, card: ScriptedBackend(
             card,
             seconds_per_crop=1 / crops_per_second if crops_per_second else 0.0,
@@ -64,6 +82,8 @@ def main() -> None:
     parser.add_argument("--crops-per-second", type=float, default=0.0, help="the teacher's pace (0: answers at once)")
     parser.add_argument("--size", type=int, default=SIZE, help="of its square crops, in pixels")
     parser.add_argument("--projects", default="", help="as serve's")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen")
+    parser.add_argument("--dataset", action="append", default=[], help="as serve's")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     keep_large_buffers()
@@ -74,6 +94,8 @@ def main() -> None:
             crops_per_second=options.crops_per_second,
             size=options.size,
             projects=options.projects,
+            host=options.host,
+            datasets=options.dataset,
         )
         asyncio.run(server.run_until_signalled(lambda ready: print("ready", *ready.addresses(), flush=True)))
 

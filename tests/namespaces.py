@@ -74,6 +74,30 @@ class Hosts:
         """What goes before a command that runs on a host."""
         return ["ip", "netns", "exec", self._namespaces[name]]
 
+    def shaped_link(self, one: str, other: str, *, mbit: float) -> tuple[str, str]:
+        """Join two hosts by a link of a rate that the kernel keeps, without delay; the address of each end."""
+        number = next(self._numbers)
+        ends = {one: (f"veth{number}a", f"10.78.{number}.1"), other: (f"veth{number}b", f"10.78.{number}.2")}
+        (near, _), (far, _) = ends.values()
+        here, there = self._namespaces[one], self._namespaces[other]
+        try:
+            _ip("-n", here, "link", "add", near, "type", "veth", "peer", "name", far, "netns", there)
+            for name, (device, address) in ends.items():
+                namespace = self._namespaces[name]
+                _ip("-n", namespace, "address", "add", f"{address}/24", "dev", device)
+                _ip("-n", namespace, "link", "set", device, "up")
+                shape = ["tbf", "rate", f"{mbit}mbit", "burst", "128kb", "latency", "50ms"]
+                subprocess.run(
+                    ["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *shape],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            raise CannotMakeNamespaces(f"a link of {mbit} Mbit/s cannot be made here: {why.strip()}") from error
+        return ends[one][1], ends[other][1]
+
     def link(self, one: str, other: str) -> SlowLink:
         """Join two hosts."""
         link = SlowLink(self._namespaces[one], self._namespaces[other], next(self._numbers))
