@@ -13,6 +13,8 @@ BENCHMARKS = {
     "fairness": "shares of hungry projects beside their weights, and what one of them gets alone over all together",
     "failover": "labels lost, doubled or wrong, and the pause, when one of two Triton servers is killed under load",
     "replay": "labels/s from recorded labels, over FKD's and TinyViT's files of the same labels",
+    "loader": "crops/s that crop_dataset cuts from JPEG files, over torchvision's ImageFolder and RandomResizedCrop",
+    "reference": "labels/s of crops named by reference over crops sent as pixels, on a link of 200 Mbit/s",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
 
@@ -30,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--models", help="service, triton: where the exported teacher is or is put (default: a cache folder)"
     )
+    parser.add_argument(
+        "--data", help="loader: your own JPEG files, a folder with one folder per class (default: made for it)"
+    )
     options = parser.parse_args(arguments)
     if options.name is None:
         parser.print_help()
@@ -38,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--seconds must be positive, got {options.seconds:g}")
     if options.models is not None and options.name not in ("service", "triton"):
         parser.error(f"--models belongs to service and triton, not to {options.name}")
+    if options.data is not None and options.name != "loader":
+        parser.error(f"--data belongs to loader, not to {options.name}")
     benchmark = importlib.import_module(f"bench.{options.name}")
-    chosen = {"models": options.models} if options.models is not None else {}
+    chosen = {name: value for name in ("models", "data") if (value := getattr(options, name)) is not None}
     benchmark.run(options.seconds or benchmark.DEFAULT_SECONDS, **chosen)
     return 0
 

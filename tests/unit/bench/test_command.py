@@ -11,7 +11,10 @@ def test_without_a_name_it_lists_what_there_is(capsys):
     assert all(name in shown for name in BENCHMARKS)
 
 
-@pytest.mark.parametrize("arguments", [["speed"], ["wire", "--seconds", "0"], ["wire", "--models", "models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["speed"], ["wire", "--seconds", "0"], ["wire", "--models", "models"], ["wire", "--data", "train"]],
+)
 def test_wrong_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -2,6 +2,7 @@ import io
 import logging
 import pickle
 import random
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -110,6 +111,33 @@ def test_a_worker_cuts_into_memory_that_it_shares(folder, monkeypatch):
     assert there["crops"].is_shared()
     assert there["images"].is_shared()
     same(there, here)
+
+
+def test_of_a_workers_batch_only_the_pixels_need_a_file_descriptor(folder, monkeypatch):
+    dataset = CropDataset(folder, teacher_rendering=TEACHER, schedule=ViewSchedule(per_visit=2))
+    here = collate_crops(dataset.__getitems__([0, 1, 2]))
+    monkeypatch.setattr(crop_collate, "get_worker_info", lambda: "a worker")
+    for there in (
+        collate_crops(dataset.__getitems__([0, 1, 2])),
+        collate_crops([dataset[index] for index in (0, 1, 2)]),
+    ):
+        sent = bytes(ForkingPickler.dumps(there))
+        assert sent.count(b"rebuild_storage") == 1
+        received = pickle.loads(sent)
+        assert type(received) is dict
+        same(received, here)
+        assert received["images"] is received["crops"]
+
+
+def test_what_a_collate_of_ones_own_adds_is_left_as_it_is(folder, monkeypatch):
+    monkeypatch.setattr(crop_collate, "get_worker_info", lambda: "a worker")
+    batch = collate_crops(CropDataset(folder, teacher_rendering=TEACHER).__getitems__([0, 1]))
+    batch |= {"half": torch.ones(2, dtype=torch.bfloat16), "array": np.arange(3), "long": torch.zeros(2, 10_000)}
+    received = pickle.loads(bytes(ForkingPickler.dumps(batch)))
+    assert received["half"].dtype == torch.bfloat16
+    assert type(received["array"]) is np.ndarray
+    assert received["long"].is_shared()
+    assert not received["targets"].is_shared()
 
 
 def test_the_order_of_files_is_that_of_torchvision(folder):
