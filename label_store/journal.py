@@ -98,6 +98,9 @@ class JournalWriter:
 
     def close(self) -> None:
         """Unlock. The journal stays until it is sealed."""
+        if not self._file.closed:
+            # Closing does not unlock while a forked process (a DataLoader's worker) has the file open, too.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
 
 
