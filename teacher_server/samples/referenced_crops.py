@@ -70,6 +70,7 @@ class ReferencedCrops:
 
     async def render(self, rows: Sequence[int]) -> tuple[NDArray[np.uint8], Sequence[int]]:
         """Pixels [n, H, W, 3] of those of ``rows`` that could be cut, and which these are."""
+        rows = [row for row in rows if row not in self.refused]
         wanted = np.asarray(rows, np.int64)
         needed = wanted
         if self._mixing is not None:
@@ -163,7 +164,7 @@ class ReferencedCrops:
         bottoms = mixing["top"].astype(np.int64) + mixing["height"]
         rights = mixing["left"].astype(np.int64) + mixing["width"]
         for row in np.flatnonzero((bottoms > rendering.height) | (rights > rendering.width)).tolist():
-            self._faults[row] = BadReference(
+            self.refused[row] = BadReference(
                 f"the box that crop {row} takes from its partner does not lie inside {rendering.height} x "
                 f"{rendering.width} pixels"
             )
