@@ -16,6 +16,7 @@ COPY crops crops/
 COPY demo demo/
 COPY doctor doctor/
 COPY export export/
+COPY label_store label_store/
 COPY protos protos/
 COPY student student/
 COPY teacher_server teacher_server/

@@ -11,12 +11,13 @@ COPY crops crops/
 COPY demo demo/
 COPY doctor doctor/
 COPY export export/
+COPY label_store label_store/
 COPY protos protos/
 COPY student student/
 COPY teacher_server teacher_server/
 # The import name: links to the folders above, so it comes after them.
 COPY teacherfarm teacherfarm/
-RUN /opt/teacherfarm/bin/pip install --constraint constraints.txt '.[server]'
+RUN /opt/teacherfarm/bin/pip install --constraint constraints.txt '.[server,redis]'
 
 FROM python:${PYTHON}
 # /etc/teacherfarm: projects and keys; a fresh volume starts as this folder is.

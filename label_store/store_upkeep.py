@@ -10,6 +10,7 @@ from typing import Protocol
 from teacherfarm.label_store.label_store import StoreScope
 from teacherfarm.protos.faults import LabelStoreFault
 
+WITHOUT_REDIS = "needs Redis's library: pip install 'teacherfarm[redis]'"
 Progress = Callable[[int], object]
 """Told how many labels more were looked at."""
 Chosen = Callable[[StoreScope], bool]
@@ -65,8 +66,10 @@ def is_store(location: str) -> bool:
 def open_upkeep(location: str) -> StoreUpkeep:
     """``lmdb:DIR``, the folder itself, or redis://HOST:PORT/0. Raises ValueError, LabelStoreFault."""
     if location.startswith(("redis:", "rediss:")):
-        from teacherfarm.label_store.redis_upkeep import RedisUpkeep
-
+        try:
+            from teacherfarm.label_store.redis_upkeep import RedisUpkeep
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{location.partition(':')[0]}:// {WITHOUT_REDIS}") from error
         return RedisUpkeep(location)
     from teacherfarm.label_store.lmdb_upkeep import LmdbUpkeep, is_store_folder
 

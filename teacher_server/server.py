@@ -12,6 +12,7 @@ from pathlib import Path
 from teacherfarm.label_store.label_store import LabelStore
 from teacherfarm.label_store.memory_store import MemoryStore
 from teacherfarm.label_store.read_through import ReadThrough
+from teacherfarm.label_store.store_upkeep import WITHOUT_REDIS
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.teacher_server.backends.backend import Backend, BackendPool
 from teacherfarm.teacher_server.backends.onnx_backend import OnnxBackend
@@ -268,8 +269,10 @@ def _label_store(settings: ServerSettings) -> LabelStore | None:
         from teacherfarm.label_store.lmdb_store import LmdbStore
 
         return ReadThrough(memory, LmdbStore(place, most_bytes=int(settings.store_max_gb * 1e9), most_age_s=most_age_s))
-    from teacherfarm.label_store.redis_store import RedisStore
-
+    try:
+        from teacherfarm.label_store.redis_store import RedisStore
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--store {kind}:// {WITHOUT_REDIS}") from error
     return ReadThrough(memory, RedisStore(settings.store, most_age_s=most_age_s))
 
 

@@ -29,6 +29,8 @@ NAME = "teacherfarm"
 TORCH = frozenset({"torch", "torchvision", "timm"})
 # What runs in somebody else's interpreter: beside the model it serves, inside Triton.
 ELSEWHERE = frozenset({f"{NAME}.export.triton_python_model"})
+# What is imported only by those who ask for the extra ``redis``.
+WITH_REDIS = frozenset({f"{NAME}.label_store.redis_store", f"{NAME}.label_store.redis_upkeep"})
 OPTIONAL = frozenset({"pyarrow", "ray", "redis"})
 """What the extras ``parquet``, ``ray`` and ``redis`` bring to those who ask for it."""
 SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu"})
@@ -103,7 +105,7 @@ def modules_of(package: str, root: Path = ROOT) -> Iterator[str]:
     for path in sorted((root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         module = ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-        if parts[-1] != "__main__" and module not in ELSEWHERE:
+        if parts[-1] != "__main__" and module not in ELSEWHERE | WITH_REDIS:
             yield module
 
 

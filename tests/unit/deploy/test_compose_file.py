@@ -231,7 +231,7 @@ def test_dockerfiles_keep_the_rules(file):
 
 def test_only_the_export_image_has_pytorch():
     texts = {file.stem: file.read_text() for file in DOCKERFILES}
-    assert ".[server]'" in texts["gateway"]
+    assert ".[server,redis]'" in texts["gateway"]
     assert "torch " not in texts["gateway"].replace("PyTorch", "")
     assert "torch torchvision" in texts["export"].replace("\\\n   ", "")
 

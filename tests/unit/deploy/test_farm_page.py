@@ -55,7 +55,7 @@ def test_every_docker_compose_line_names_services_of_the_file():
 
 def test_every_teacherfarm_line_is_understood():
     lines = [words_of(line) for line in LINES if line.startswith("teacherfarm ")]
-    entry = {"admin": ["teacherfarm"], "export": ["teacherfarm", "export"]}
+    entry = {"admin": ["teacherfarm"], "export": ["teacherfarm", "export"], "gateway": ["teacherfarm"]}
     for action, flags, rest in compose_commands():
         if action == "run" and "--entrypoint" not in flags:
             lines.append(entry[rest[0]] + rest[1:])
