@@ -78,6 +78,8 @@ class Manifest:
             raise ValueError(f"views lies in 1..2**32 - 1, got {self.views}")
         if not self.record_dtype.names:
             raise ValueError(f"record_dtype is spec.record_dtype(card), a structure of fields, got {self.record_dtype}")
+        if self.plan is not None and type(self.plan) is not CropPlan:
+            raise ValueError("boxes that were recorded are no crop plan: such labels need plan=None, has_boxes=True")
         if self.plan is None and not self.has_boxes and self.mixing == "none":
             raise ValueError("labels of crops that no plan gave need their boxes: has_boxes=True")
 

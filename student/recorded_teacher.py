@@ -21,6 +21,7 @@ from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.crop import CROP_KEY_BYTES
 from teacherfarm.protos.faults import LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import SoftLabels
+from teacherfarm.student.recorded_boxes import RecordedBoxes
 from teacherfarm.student.recorded_samples import hashes_of, rows_at, rows_by_name
 from teacherfarm.student.recording_teacher import CropsBySample, RecordingTeacher, Teacher
 
@@ -164,12 +165,14 @@ def refuse_replay(teacher: LabelSource | LabelSourceBySample, method: str, why: 
 def wanted_labels(manifest: Manifest, dataset: CropsBySample, teacher: Teacher | RecordingTeacher | None) -> Manifest:
     """The manifest that labels for this data set and teacher would have; what neither decides is as recorded."""
     rendering = dataset.teacher_rendering or manifest.rendering
+    # Boxes that were recorded are those of these very labels, not of a plan.
+    plan = None if isinstance(dataset.plan, RecordedBoxes) else dataset.plan
     if teacher is None:
-        return dataclasses.replace(manifest, plan=dataset.plan, rendering=rendering, samples="", mixing="none")
+        return dataclasses.replace(manifest, plan=plan, rendering=rendering, samples="", mixing="none")
     return Manifest.of(
         teacher.card,
         teacher.spec,
-        plan=dataset.plan,
+        plan=plan,
         rendering=rendering,
         views=manifest.views,
         samples="",

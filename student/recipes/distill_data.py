@@ -72,7 +72,7 @@ class DistillData:
         self.student_rendering = Rendering(height=size, width=size) if size else teacher
         # Who sees no crop needs none to be cut.
         self.teacher_rendering = teacher if kept.asks else None
-        self.plan = kept.plan(card)
+        self.plan = kept.plan(card, self.train.source)
         self.schedule = ViewSchedule(
             views=options.views,
             order=options.order,

@@ -17,8 +17,10 @@ from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.crop_dataset import CropDataset
+from teacherfarm.student.image_sources import ImageSource
 from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
 from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.recorded_boxes import RecordedBoxes
 from teacherfarm.student.recorded_teacher import OnMissing, RecordedTeacher
 from teacherfarm.student.recording_teacher import RecordingTeacher, Teacher
 
@@ -75,18 +77,22 @@ class KeptLabels:
         recorded.check(wanted)
         return card
 
-    def plan(self, card: TeacherCard) -> CropPlan:
-        """The recorded crop plan, whatever the run's own seed; one of the run's own where none is replayed."""
+    def plan(self, card: TeacherCard, source: ImageSource) -> CropPlan:
+        """The recorded crop plan or boxes, whatever the run's own seed; one of the run's own where none is replayed."""
         options = self.options
         scale = tuple(options.crop_scale) if options.crop_scale else None
         if self.recorded is None:
             return CropPlan(seed=options.seed, scale=scale or card.crop_scale, ratio=card.crop_ratio)
         plan = self.recorded.manifest.plan
         if plan is None:
-            raise ValueError(
-                f"{options.labels} holds labels of crops that no crop plan gave but explicit boxes, which distill does "
-                "not cut: RecordedLabels.boxes() has them for a loop of your own"
-            )
+            for given, option in (
+                (scale, "--crop-scale"),
+                (options.record, "--record"),
+                (options.by_reference, "--by-reference"),
+            ):
+                if given:
+                    raise ValueError(f"{options.labels} has a box of its own for each label: leave {option} out")
+            return RecordedBoxes.of(self.recorded, source, seed=options.seed)
         return plan if scale is None else dataclasses.replace(plan, scale=scale)
 
     def source(self, dataset: CropDataset, teacher: Teacher | None, ranks: Ranks) -> LabelSource | LabelSourceBySample:

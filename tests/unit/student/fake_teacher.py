@@ -88,6 +88,9 @@ class FakeTeacher:
     def room(self) -> int:
         return max(self.window - self.untaken, 0)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def submit(self, crops: np.ndarray, *, keys: bytes = b"", priority: int = 0) -> FakeFuture:
         crops = np.asarray(crops)
         self.card.crop_format.check(crops)

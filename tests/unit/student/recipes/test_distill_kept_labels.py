@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from teacherfarm import cli
 from teacherfarm.label_store.journal import JournalWriter
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.faults import DamagedLabels, LabelsMismatch, LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.student.image_sources import image_source
 from teacherfarm.student.recipes import distill as recipe
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.ranks import Ranks
@@ -209,7 +211,7 @@ def test_the_labels_decide_what_the_options_leave_open(data, tmp_path):
     kept = KeptLabels(options(data, tmp_path / "2", "--labels", labels))
     filled = kept.options
     assert (filled.order, filled.views, filled.top_k, filled.temperature) == ("permute", 4, 3, 4.0)
-    assert kept.plan(kept.card(None)).seed == 7
+    assert kept.plan(kept.card(None), image_source(data / "train")).seed == 7
     alone = KeptLabels(options(data, tmp_path / "2", *ADDRESS)).options
     assert (alone.order, alone.views, alone.top_k, alone.temperature) == ("fresh", None, 0, 1.0)
     (labels / "card.json").unlink()
@@ -218,6 +220,25 @@ def test_the_labels_decide_what_the_options_leave_open(data, tmp_path):
     (labels / "card.json").write_text("{}")
     with pytest.raises(DamagedLabels, match=r"card.json.*remove it"):
         kept.card(None)
+
+
+def test_fkds_files_train_as_the_labels_that_they_were_made_of(data, tmp_path, trained):
+    labels, fkd, again = tmp_path / "labels", tmp_path / "fkd", tmp_path / "again"
+    run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels, *IN_TURN)
+    taken(trained)
+    assert cli.main(["labels", "export", "fkd", str(labels), "--out", str(fkd), "--form", "full"]) == 0
+    source = ["--data", str(data / "train"), "--card", str(labels / "card.json")]
+    assert cli.main(["labels", "import", "fkd", str(fkd), *source, "--out", str(again)]) == 0
+    assert RecordedLabels.open(str(again)).manifest.plan is None
+    run(data, tmp_path / "2", None, "--labels", labels, "--seed", 0)
+    before = taken(trained)
+    run(data, tmp_path / "3", None, "--labels", again, "--seed", 0)
+    # Labels and pixels: the loss is of both.
+    assert taken(trained) == before
+    for more in (["--crop-scale", 0.1, 0.9], ["--record", tmp_path / "other", *ADDRESS]):
+        kept = KeptLabels(options(data, tmp_path / "4", "--labels", again, *more))
+        with pytest.raises(ValueError, match=f"a box of its own for each label: leave {more[0]} out"):
+            kept.plan(kept.card(PatternTeacher()), image_source(data / "train"))
 
 
 def test_somebody_must_label(data, tmp_path):
