@@ -38,10 +38,13 @@ def on_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
     return test
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Give everything else turns until ``condition`` holds; the test's own time bounds it."""
+async def until(condition: Callable[[], Any], *, every_s: float = 0.0) -> None:
+    """Give everything else turns until ``condition`` holds; the test's own time bounds it.
+
+    ``every_s``: where other processes have to bring it about, leave them the processor between two looks.
+    """
     while not condition():
-        await asyncio.sleep(0)
+        await asyncio.sleep(every_s)
 
 
 async def settled(turns: int = 20) -> None:

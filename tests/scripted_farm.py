@@ -54,13 +54,16 @@ def right_classes(crops: NDArray[np.uint8], num_classes: int) -> NDArray[np.int6
 
 
 class ByFirstByte(ScriptedBackend):
-    """Marks crops by the sum of their bytes; ``gate``: a file without which it never gets ready. ``deaf``: whatever
-    the first byte asks for, it does not do.
+    """Marks crops by the sum of their bytes; ``gate``: a file without which it never gets ready. ``held_by``: a file
+    that makes every call wait while it is there. ``deaf``: whatever the first byte asks for, it does not do.
     """
 
-    def __init__(self, card: TeacherCard, *, gate: Path | None, deaf: bool, **options: Any) -> None:
+    def __init__(
+        self, card: TeacherCard, *, gate: Path | None, held_by: Path | None, deaf: bool, **options: Any
+    ) -> None:
         super().__init__(card, script=lambda pixels, outputs: marked_outputs(card, pixels, outputs), **options)
         self._gate = gate
+        self._held_by = held_by
         self._deaf = deaf
 
     async def start(self) -> None:
@@ -69,6 +72,8 @@ class ByFirstByte(ScriptedBackend):
         await super().start()
 
     async def run(self, pixels: NDArray[Any], outputs: Sequence[str]) -> GraphOutputs:
+        while self._held_by is not None and self._held_by.exists():
+            await asyncio.sleep(POLL_S)
         if self._deaf:
             return await super().run(pixels, outputs)
         firsts = pixels[:, 0, 0, 0]
@@ -112,6 +117,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--largest-batch", type=int, default=32)
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--held-by", type=Path)
     parser.add_argument("--deaf", action="store_true", help="first bytes ask for nothing: any crops may come")
     options = parser.parse_args()
     settings = load_settings(options)
@@ -126,6 +132,7 @@ def main() -> None:
         make_backend=lambda _, card: ByFirstByte(
             card,
             gate=options.gate,
+            held_by=options.held_by,
             deaf=options.deaf,
             seconds_per_batch=options.seconds_per_batch,
             seconds_per_crop=options.seconds_per_crop,

@@ -99,6 +99,7 @@ class NarrowLink(threading.Thread):
         try:
             while data := source.recv(1 << 14):
                 sink.sendall(data)
+                # As long as these bytes take on a link of this rate.
                 time.sleep(len(data) / rate)
         except OSError:
             return

@@ -6,23 +6,29 @@ import pytest
 
 from teacherfarm.protos.faults import PoisonBatch, TeacherFailed
 from teacherfarm.student import TeacherClient
+from tests.farm_process import wait_for
 from tests.scripted_farm import KILLS, RAISES, asking_for, make_crops, right_classes
 
 SLICE = 2
 
 
 @pytest.mark.parametrize(("what", "fault"), [(RAISES, TeacherFailed), (KILLS, PoisonBatch)])
-def test_bad_crops_fault_alone(what, fault, wire, start_scripted):
-    # While the first slice is computed all others queue up, and share the next teacher batch.
-    farm = start_scripted("--seconds-per-batch=0.06", "--largest-batch=32")
+def test_bad_crops_fault_alone(what, fault, wire, start_scripted, tmp_path):
+    held_by = tmp_path / "held"
+    farm = start_scripted(f"--held-by={held_by}", "--largest-batch=32")
     bad_ones = {3, 11}
     batches = [asking_for(what, SLICE, n) if n in bad_ones else make_crops(SLICE, n) for n in range(16)]
     stranger_batches = [make_crops(SLICE, 100 + n) for n in range(4)]
     (other_wire,) = {"zmq", "grpc"} - {wire}
     with TeacherClient(getattr(farm, wire)) as teacher, TeacherClient(getattr(farm, other_wire)) as stranger:
+        # While the first slice is held all others queue up, and share the next teacher batch.
+        held_by.touch()
         first = teacher.submit(make_crops(SLICE, 1000))
         answers = [teacher.submit(crops) for crops in batches]
         stranger_answers = [stranger.submit(crops) for crops in stranger_batches]
+        num_crops = SLICE * (1 + len(answers) + len(stranger_answers))
+        wait_for(lambda: farm.metric("teacherfarm_admitted_crops") == num_crops)
+        held_by.unlink()
         for number, answer in enumerate(answers):
             if number in bad_ones:
                 with pytest.raises(TeacherFailed) as caught:

@@ -15,7 +15,7 @@ BATCH, STEP_S = 16, 0.08
 
 
 def train(address: str, num_batches: int) -> LabelledLoader:
-    """A loop whose step takes its time."""
+    """A loop whose step takes its time: a GPU's, in which the processor is free."""
     batches = [make_crops(BATCH, seed) for seed in range(num_batches)]
     with TeacherClient(address) as teacher:
         loader = LabelledLoader(batches, teacher, teacher_view=lambda batch: batch, prefetch_batches=4)

@@ -21,6 +21,7 @@ from tests.farm_process import ROOT, wait_for
 from tests.integration.test_restart import BATCH, EPOCH, Killer, batches, run_epoch
 
 SLOW = """
+# A teacher batch takes a tenth of a second.
 import time
 
 answer = TritonPythonModel._run

@@ -19,12 +19,13 @@ from teacherfarm.teacher_server.farm.farm import BatchSettings, Farm
 from teacherfarm.teacher_server.farm.model_directory import read_model_directory
 from teacherfarm.teacher_server.metrics import Metrics
 from teacherfarm.teacher_server.projects.project import Project
-from tests.on_loop import on_loop
+from tests.on_loop import on_loop, until
 from tests.triton_server import TritonServer, free_ports
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 ROWS = 16
 LABELS = ("log_probabilities",)
+LOOK_S = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,6 @@ async def farm_of(names: Names, models: Path, port: int) -> AsyncIterator[tuple[
         await farm.close()
 
 
-async def eventually(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def serving(pool: TritonPool) -> set[str]:
     return {state.address.rpartition(":")[0] for state in pool.states() if state.state == "serving"}
 
@@ -96,21 +92,21 @@ async def test_endpoints_come_and_go_with_the_names_addresses(
         students = [asyncio.create_task(ask_on(number)) for number in range(4)]
         try:
             names.hosts = HOSTS
-            await eventually(lambda: serving(pool) == set(HOSTS))
+            await until(lambda: serving(pool) == set(HOSTS), every_s=LOOK_S)
             names.hosts = (HOSTS[1],)
-            await eventually(lambda: serving(pool) == {HOSTS[1]})
+            await until(lambda: serving(pool) == {HOSTS[1]}, every_s=LOOK_S)
             assert [state.address for state in pool.states()] == [f"{HOSTS[1]}:{port}"], "who is gone is not listed"
             names.hosts = socket.gaierror(socket.EAI_AGAIN, "try again")
             answered = asked
-            await eventually(lambda: asked > answered + 50)
+            await until(lambda: asked > answered + 50, every_s=LOOK_S)
             assert serving(pool) == {HOSTS[1]}, "a name server that is down takes nobody out"
             names.hosts = socket.gaierror(socket.EAI_NONAME, "no such name")
-            await eventually(lambda: farm.missing() is not None)
+            await until(lambda: farm.missing() is not None, every_s=LOOK_S)
             assert farm.missing() == "tiny is waiting (no Triton endpoint is known)"
             names.hosts = HOSTS
-            await eventually(lambda: serving(pool) == set(HOSTS))
+            await until(lambda: serving(pool) == set(HOSTS), every_s=LOOK_S)
             answered = asked
-            await eventually(lambda: asked > answered + 50)
+            await until(lambda: asked > answered + 50, every_s=LOOK_S)
         finally:
             for student in students:
                 student.cancel()
@@ -133,7 +129,7 @@ async def test_what_keeps_an_endpoint_out_is_said_once_and_again_when_it_changes
         assert "127.0.0.3" in str(farm.missing())
         assert "unreachable" in str(farm.missing())
         names.hosts = ("127.0.0.3", HOSTS[0])
-        await eventually(lambda: serving(pool) == {HOSTS[0]})
+        await until(lambda: serving(pool) == {HOSTS[0]}, every_s=LOOK_S)
         assert farm.missing() is None
         told = [r.getMessage() for r in caplog.records if r.name == triton_pool.log.name]
         refused = f"Triton endpoint 127.0.0.3:{port} is unreachable for tiny: cannot connect: Connection refused"
