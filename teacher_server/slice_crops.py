@@ -43,4 +43,4 @@ class SentCrops:
         return len(self._pixels)
 
     async def render(self, rows: Sequence[int]) -> tuple[NDArray[Any], Sequence[int]]:
-        return (self._pixels if len(rows) == len(self._pixels) else self._pixels[np.asarray(rows)]), rows
+        return (self._pixels if len(rows) == len(self._pixels) else self._pixels[np.asarray(rows, np.int64)]), rows

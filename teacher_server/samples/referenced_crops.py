@@ -79,6 +79,8 @@ class ReferencedCrops:
         pixels = await self._cut(needed)
         self._refuse()
         done = [row for row in rows if row not in self.refused]
+        if not done:
+            return pixels[:0], done
         if self._mixing is None:
             return (pixels if len(done) == len(rows) else pixels[[row in done for row in rows]]), done
         return await asyncio.get_running_loop().run_in_executor(

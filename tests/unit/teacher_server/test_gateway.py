@@ -13,6 +13,7 @@ from teacherfarm.protos.faults import (
     GoingAway,
     NotReady,
     Overloaded,
+    SampleChanged,
     TeacherFailed,
     UnknownOutput,
     UnknownTeacher,
@@ -103,6 +104,47 @@ async def test_the_same_crops_asked_twice_at_once_are_computed_once(tmp_path):
         assert_right(await third, 2, 2)
         assert sorted(n for firsts in farm.teacher.seen for n in firsts) == [1, 2, 3, 7]
         assert farm.metric("joined_total", teacher="scripted", project="default") == 4
+        assert "<InFlight 0 crop(s)>" in repr(farm.gateway)
+
+
+class HalfCut(SentCrops):
+    """Crops by reference in miniature: one is found out to be missing only when it should be cut."""
+
+    def __init__(self, pixels, missing, may_cut):
+        super().__init__(CropBatch(pixels=pixels, keys=pixel_keys(pixels)))
+        self.refused, self._missing, self._may_cut = {}, missing, may_cut
+
+    async def render(self, rows):
+        await self._may_cut.wait()
+        self.refused |= {row: SampleChanged(f"crop {row}") for row in rows if row in self._missing}
+        return await super().render([row for row in rows if row not in self.refused])
+
+
+@pytest.mark.parametrize("missing", [[1], [0, 1, 2]])
+@on_loop
+async def test_a_crop_that_cannot_be_cut_has_no_label_and_who_joined_it_asks_with_its_own_pixels(tmp_path, missing):
+    async with ScriptedFarm(tmp_path) as farm:
+        one, other = farm.gateway.open_session(hello()), farm.gateway.open_session(hello())
+        may_cut = asyncio.Event()
+        half = HalfCut(crops(1, 2, 3), missing, may_cut)
+
+        async def decode():
+            return half
+
+        first = asyncio.ensure_future(farm.gateway.label(one, 3, decode))
+        await settled()
+        second = ask(farm, other, 2, 3, 9)
+        await settled()
+        may_cut.set()
+        records = await first
+        for row in range(3):
+            if row in missing:
+                assert not records[row : row + 1].tobytes().strip(b"\0")
+            else:
+                assert_right(records[row : row + 1], row + 1)
+        assert sorted(half.refused) == missing
+        assert_right(await second, 2, 3, 9)
+        assert (one.credit.untaken_crops, farm.gateway.admitted_crops) == (3, 0)
         assert "<InFlight 0 crop(s)>" in repr(farm.gateway)
 
 

@@ -190,6 +190,9 @@ async def test_a_partner_that_cannot_be_had_refuses_the_crop_that_needs_it(image
     assert list(done) == [0, 1, 4, 5]
     np.testing.assert_array_equal(cut, mix_crops(pixels, mix)[[0, 1, 4, 5]])
     assert sorted(crops.refused) == [2, 3]
+    gone = CropReferences(table=table[[2, 2]])
+    (cut, done), crops = await cut_by(data_sets, mix_references(gone, draw_funmatch_mix(np.random.default_rng(0), 2)))
+    assert (len(cut), list(done), sorted(crops.refused)) == (0, [], [0, 1])
     outside = mix_references(references, draw_cutmix(np.random.default_rng(0), 6, 64, 64))
     outside.mixing["height"][1:], outside.mixing["top"][0] = 1, 100
     outside.mixing["top"][1:] = outside.mixing["left"] = outside.mixing["width"][1:] = 0
