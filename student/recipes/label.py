@@ -21,6 +21,7 @@ from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.kept_labels import advance
 from teacherfarm.student.recipes.label_command import add_arguments
 from teacherfarm.student.recipes.label_job import Job, Labelling
+from teacherfarm.student.recipes.work_meter import WorkMeter
 
 STOPPED = 130
 
@@ -37,17 +38,16 @@ def main(options: argparse.Namespace) -> int:
         if before:
             print(f"going on {before} of {due} labels are there already")
         began_s = time.monotonic()
-        with StopWish() as wish, tqdm(total=due, initial=before, desc="labelling", unit="label", disable=None) as bar:
+        with StopWish() as wish, WorkMeter("labelling", total=due, done_before=before, unit="label") as meter:
             if options.engine == "ray":
                 from teacherfarm.student.recipes.label_ray import label_by_ray, seal_when_ended
 
+                actors = num_workers(options)
                 came = label_by_ray(
-                    job, todo, actors=num_workers(options), address=options.ray_address, progress=advance(bar)
+                    job, todo, actors=actors, address=options.ray_address, progress=meter, stop=lambda: wish.noted
                 )
             else:
-                came = labelling.label(
-                    todo, workers=num_workers(options), progress=advance(bar), stop=lambda: wish.noted
-                )
+                came = labelling.label(todo, workers=num_workers(options), progress=meter, stop=lambda: wish.noted)
         took_s = max(time.monotonic() - began_s, 1e-9)
         labelling.close(seal=not wish.noted)
         if options.engine == "ray":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def seal_when_ended(directory: str) -> None:
         time.sleep(0.1)
 
 
-def label_by_ray(job: Job, todo: Todo, *, actors: int, address: str | None, progress: Progress) -> int:
+def label_by_ray(
+    job: Job, todo: Todo, *, actors: int, address: str | None, progress: Progress, stop: Callable[[], bool]
+) -> int:
     """Label what is missing by so many actors; how many labels came.
 
     ``address``: of a running cluster; else RAY_ADDRESS; else one of this machine is started, and stopped at the end.
@@ -75,6 +78,8 @@ def label_by_ray(job: Job, todo: Todo, *, actors: int, address: str | None, prog
             more = int(block["labels"].sum())
             came += more
             progress(more)
+            if stop():
+                break
         return came
     except ray.exceptions.RayError as error:
         raise _our_fault(error) from error

@@ -266,3 +266,21 @@ def test_a_loader_says_what_it_lacks(images, tmp_path):
         list(short)
     # A client needs neither, and is not given them.
     assert np.isfinite([y.records["labels"].sum() for _, y in loader_of(dataset, FakeTeacher())]).all()
+
+
+def test_damaged_labels_are_asked_again_and_recorded_anew(images, tmp_path, caplog):
+    folder = tmp_path / "labels"
+    whole = record(images, folder)
+    (shard,) = (folder / "shards").glob("*.labels")
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    client, dataset = FakeTeacher(), crops_of(images)
+    with RecordingTeacher(client, dataset, folder, again=True) as recording:
+        teacher = RecordedTeacher(RecordedLabels.open(str(folder)), dataset, otherwise=recording)
+        assert epochs(loader_of(dataset, teacher), VIEWS) == whole
+    assert len(client.asked) == 8 * VIEWS  # all of them lie in one block
+    assert "damaged recorded labels are not used, and will be asked again" in caplog.text
+    dataset = crops_of(images, rendering=None)
+    teacher = RecordedTeacher(RecordedLabels.open(str(folder)), dataset)
+    assert epochs(loader_of(dataset, teacher, pixels=False), VIEWS) == whole
