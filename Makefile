@@ -53,8 +53,8 @@ check: install ## format, lint, types, import rules, stubs, extras: the one list
 format: install ## format the code and apply the safe fixes of the linter
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
 
-bench: install triton ## the benchmarks: NAME=service|wire|stall|triton|fairness|failover|replay|loader, all without NAME
-	@for name in $(or $(NAME),service wire stall triton fairness failover replay loader); do $(PY) -m bench $$name; done
+bench: install triton ## the benchmarks: NAME=service|wire|stall|triton|fairness|failover|fanout|warm|replay|loader|reference, all without NAME
+	@for name in $(or $(NAME),service wire stall triton fairness failover fanout warm replay loader reference); do $(PY) -m bench $$name; done
 
 protos: install ## generate the committed stubs again
 	@$(PY) -m teacherfarm.protos.generate

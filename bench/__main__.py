@@ -15,8 +15,12 @@ BENCHMARKS = {
     "replay": "labels/s from recorded labels, over FKD's and TinyViT's files of the same labels",
     "loader": "crops/s that crop_dataset cuts from JPEG files, over torchvision's ImageFolder and RandomResizedCrop",
     "reference": "labels/s of crops named by reference over crops sent as pixels, on a link of 200 Mbit/s",
+    "fanout": "crops that the teacher computes for each one that four students ask for at about the same time",
+    "warm": "labels/s of crops whose labels are kept, over labels/s of crops that come for the first time",
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
+
+WITH_MODELS = ("service", "triton", "fanout", "warm")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", choices=list(BENCHMARKS), help="which one (see above)")
     parser.add_argument("--seconds", type=float, help="about how long to measure")
     parser.add_argument(
-        "--models", help="service, triton: where the exported teacher is or is put (default: a cache folder)"
+        "--models", help=f"{', '.join(WITH_MODELS)}: where the exported teacher is or is put (default: a cache folder)"
     )
     parser.add_argument(
         "--data", help="loader: your own JPEG files, a folder with one folder per class (default: made for it)"
@@ -41,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.seconds is not None and options.seconds <= 0:
         parser.error(f"--seconds must be positive, got {options.seconds:g}")
-    if options.models is not None and options.name not in ("service", "triton"):
-        parser.error(f"--models belongs to service and triton, not to {options.name}")
+    if options.models is not None and options.name not in WITH_MODELS:
+        parser.error(f"--models belongs to {', '.join(WITH_MODELS)}, not to {options.name}")
     if options.data is not None and options.name != "loader":
         parser.error(f"--data belongs to loader, not to {options.name}")
     benchmark = importlib.import_module(f"bench.{options.name}")

@@ -30,7 +30,7 @@ three commands from nothing to a student:
 
 or see it all at once, in a few minutes on two cores:  teacherfarm demo
 a command's own help:  teacherfarm COMMAND --help
-benchmarks, from a checkout:  python -m bench service | wire | stall | replay | loader
+benchmarks, from a checkout:  python -m bench service | wire | stall | fanout | warm | replay | loader
 
 Exit status: 0 done; 1 it could not be done; 2 wrong arguments. Errors are one line; --debug (or TEACHERFARM_DEBUG=1)
 shows where they came from.

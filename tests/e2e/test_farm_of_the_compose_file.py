@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import threading
@@ -38,7 +39,8 @@ class Student(threading.Thread):
             with self.client as teacher:
                 while not self.stopping.is_set():
                     pieces = [slice(first, first + ROWS) for first in range(0, CROPS, ROWS)]
-                    futures = [teacher.submit(self.farm.crops[rows]) for rows in pieces]
+                    # By keys that never come again: crops are computed, however often these were asked.
+                    futures = [teacher.submit(self.farm.crops[rows], keys=os.urandom(16 * ROWS)) for rows in pieces]
                     for rows, future in zip(pieces, futures, strict=True):
                         self.wrong += not self.farm.right(future.result(), rows)
                         self.batches += 1
@@ -227,6 +229,38 @@ def test_keys_are_made_beside_the_running_gateway_and_taken_up_on_sighup(farm):
     wait_until(works, SOON_S, farm.engine.container("gateway").log)
     limits = farm.engine.run("admin", PROJECTS, entrypoint=("cat",))
     assert {"[projects.vision]", "[projects.other]"} <= set(limits.splitlines())
+
+
+def store_metric(farm: Farm, name: str, label: str) -> float:
+    page = farm.get("gateway", 7002, "/metrics")[1]
+    found = re.findall(rf"^teacherfarm_store_{name}{{.*{label}.*}} (\S+)$", page, flags=re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_labels_kept_in_redis_outlive_the_gateway_and_may_go(farm):
+    with farm.student() as teacher:
+        assert farm.right(teacher.label(farm.crops), slice(None))
+        redis = 'layer="redis"'
+        wait_until(
+            lambda: store_metric(farm, "written_total", redis) >= CROPS,
+            SOON_S,
+            lambda: farm.get("gateway", 7002, "/store")[1],
+        )
+    farm.engine.stop("gateway")
+    farm.engine.scale("gateway", 1)
+    farm.engine.wait_healthy("gateway")
+    with farm.student() as teacher:
+        assert farm.right(teacher.label(farm.crops), slice(None))
+    assert store_metric(farm, "hits_total", 'project="vision"') == CROPS
+    listed = farm.engine.run("gateway", "labels", "stats", "redis://redis:6379/0")
+    assert "project vision, tiny" in listed
+    redis = farm.engine.container("redis")
+    with students(farm):
+        starts = redis.starts
+        redis.kill()
+        wait_for(lambda: redis.starts > starts)
+        farm.engine.wait_healthy("redis")
+        wait_for(lambda: farm.get("gateway", 7002, "/readyz") == (200, "ready\n"), SOON_S)
 
 
 @pytest.mark.parametrize("service", ["redis", "prometheus"])
