@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacherfarm.label_store.label_directory import Content
-from teacherfarm.label_store.recorded_labels import RecordedLabels
+from teacherfarm.label_store.recorded_labels import LabelRecorder, RecordedLabels
 from teacherfarm.label_store.sealing import seal
 from teacherfarm.protos.faults import BadRecording, DamagedLabels
-from tests.recordings import everything, record, records_of
+from tests.recordings import everything, index_of, manifest_of, record, records_of
 
 SAMPLES, VIEWS = 600, 4  # 2400 labels: two full blocks and a part, and with gaps partial ones
 ROWS, PLACES_VIEWS = everything(SAMPLES, VIEWS)
@@ -71,13 +71,16 @@ def test_a_flipped_bit_is_found_and_told(recordings, tmp_path_factory, kind, pat
     shutil.rmtree(folder)
 
 
-@settings(max_examples=200)
-@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_the_manifest_is_found(recordings, where, bit):
-    content = bytearray((recordings["sealed"] / "manifest.json").read_bytes())
-    content[int(where * len(content))] ^= 1 << bit
-    with pytest.raises(DamagedLabels, match=r"manifest\.json is not what was written"):
-        Content.from_bytes(bytes(content), "manifest.json")
+def test_every_flipped_bit_in_the_manifest_is_found(recordings):
+    content = (recordings["sealed"] / "manifest.json").read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(DamagedLabels, match=r"manifest\.json is not what was written"):
+                Content.from_bytes(bytes(flipped), "manifest.json")
+    with pytest.raises(DamagedLabels):
+        Content.from_bytes(content.replace(b'"views": ', b'"views":  '), "manifest.json")
 
 
 @settings(max_examples=50)
@@ -165,6 +168,24 @@ def test_a_file_that_is_missing_or_short_is_named_and_absent(recordings, tmp_pat
     path.unlink() if how == "missing" else path.write_bytes(path.read_bytes()[:-1])
     assert not readable(tmp_path / "labels").any()
     assert f"{path.name}, all of it: 2400 labels" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["head", "body"])
+def test_of_a_damaged_journal_only_the_damaged_frame_is_lost(tmp_path, caplog, where):
+    index = index_of(90)
+    manifest = manifest_of(index, 1)
+    with LabelRecorder(str(tmp_path), manifest, index) as recorder:
+        for start in (0, 30, 60):
+            rows, views = np.arange(start, start + 30), np.zeros(30, np.int64)
+            recorder.add(rows, views, records_of(manifest, rows, views))
+        recorder.commit()
+        (path,) = (tmp_path / "journals").iterdir()
+        frame_bytes = (path.stat().st_size - 32) // 3
+        flip(path, 32 + frame_bytes + (10 if where == "head" else 500), 3)
+    labels = RecordedLabels.open(str(tmp_path))
+    assert np.flatnonzero(~labels.read(np.arange(90), np.zeros(90, np.int64))[1]).tolist() == list(range(30, 60))
+    number = "some" if where == "head" else "30"
+    assert f"{number} labels in bytes {32 + frame_bytes} to {32 + 2 * frame_bytes} are damaged" in caplog.text
 
 
 def test_a_torn_frame_is_left_out_without_alarm_and_what_is_before_it_counts(tmp_path, caplog):

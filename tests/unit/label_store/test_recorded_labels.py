@@ -1,6 +1,7 @@
 """Recording, sealing and reading: what was committed is read back as it was, from journals, shards and both."""
 
 import dataclasses
+import errno
 import logging
 import os
 import pickle
@@ -11,7 +12,7 @@ import pytest
 from teacherfarm.crops.sample_index import SampleIndex
 from teacherfarm.label_store.recorded_labels import LabelRecorder, RecordedLabels
 from teacherfarm.label_store.sealing import drop_damaged, seal
-from teacherfarm.protos.faults import LabelsMismatch
+from teacherfarm.protos.faults import LabelsMismatch, RecordingStopped
 from tests.recordings import boxes_of, everything, index_of, manifest_of, record, records_of
 
 SAMPLES, VIEWS = 500, 7  # 3500 labels: three full blocks and one that ends early, across views
@@ -249,6 +250,31 @@ def test_a_commit_is_on_disk_before_it_is_reported(tmp_path, monkeypatch):
     done = [step for step in done if step != ("unlink", "part")]
     assert done[:9] == [*written, *written, ("fsync", "part"), ("replace", "part"), ("fsync", root)]
     assert done[9] == ("unlink", "journal")
+
+
+def test_a_disk_that_cannot_keep_what_was_written_loses_no_committed_label(tmp_path, monkeypatch):
+    """Some file systems find out at fsync that they have no room."""
+    index = index_of(SAMPLES)
+    manifest = manifest_of(index, VIEWS)
+    rows, views = everything(SAMPLES, VIEWS)
+    records = records_of(manifest, rows, views)
+    recorder = LabelRecorder(str(tmp_path), manifest, index, commit_every_s=60.0)
+    recorder.add(rows[:50], views[:50], records[:50])
+    assert recorder.commit() == 50
+    recorder.add(rows[50:80], views[50:80], records[50:80])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RecordingStopped, match=r"50 committed labels stay readable, 30 others are lost"):
+            recorder.commit()
+    assert recorder.commit() == 50
+    recorder.add(rows[80:], views[80:], records[80:])
+    assert recorder.dropped == len(rows) - 80
+    recorder.close()
+    check_all(RecordedLabels.open(str(tmp_path)), np.arange(len(rows)) < 50)
 
 
 def test_where_nothing_is_recorded(tmp_path):
