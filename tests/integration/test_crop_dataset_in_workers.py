@@ -12,6 +12,7 @@ from teacherfarm.protos.faults import UnreadableImage
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
 
 RENDERING = Rendering(height=24, width=24)
+OPENCVS = Rendering(height=20, width=20, interpolation="area")
 
 
 def brighter(image):
@@ -30,6 +31,7 @@ def test_workers_give_what_the_main_process_gives_and_follow_set_epoch(method):
     dataset = CropDataset(
         pictures(7),
         teacher_rendering=RENDERING,
+        student_rendering=OPENCVS,
         schedule=ViewSchedule(per_visit=2),
         student_transform=brighter,
     )
@@ -65,7 +67,7 @@ def opencv_threads():
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_workers_are_forked_from_a_process_that_has_used_opencv(opencv_threads):
-    dataset = CropDataset(pictures(4), teacher_rendering=RENDERING)
+    dataset = CropDataset(pictures(4), teacher_rendering=OPENCVS)
     options = {"batch_size": 2, "collate_fn": collate_crops}
     loader = DataLoader(dataset, num_workers=2, multiprocessing_context="fork", timeout=60, **options)
     for expected, batch in zip(DataLoader(dataset, **options), loader, strict=True):

@@ -75,17 +75,24 @@ def test_boxes_lie_inside_the_image(seed, sample, view, height, width, attempts)
     assert box.left + box.width <= width
 
 
-def test_distribution_is_that_of_random_resized_crop():
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "ratio"),
+    [
+        (300, 450, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (96, 64, (0.25, 1.0), (1 / 2, 2.0)),
+        # Most first attempts do not fit, and some crops have none that does.
+        (100, 230, (0.5, 1.0), (3 / 4, 4 / 3)),
+    ],
+)
+def test_distribution_is_that_of_random_resized_crop(height, width, scale, ratio):
     import torch
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
-    num, height, width = 4000, 300, 450
+    num = 4000
     image = torch.empty(3, height, width)
-    theirs = np.array(
-        [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(num)], np.float64
-    )
-    boxes = CropPlan(seed=1).boxes(np.arange(num, dtype=np.uint64), 0, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, [*scale], [*ratio]) for _ in range(num)], np.float64)
+    boxes = CropPlan(seed=1, scale=scale, ratio=ratio).boxes(np.arange(num, dtype=np.uint64), 0, height, width)
     ours = np.stack([boxes[name].astype(np.float64) for name in ("top", "left", "height", "width")], axis=1)
     columns = {
         "area": lambda box: box[:, 2] * box[:, 3],
@@ -101,6 +108,16 @@ def test_distribution_is_that_of_random_resized_crop():
         distance = np.abs(np.searchsorted(a, grid, side="right") - np.searchsorted(b, grid, side="right")).max() / num
         assert distance < limit, name
     assert abs(boxes["flip"].mean() - 0.5) < 4 * 0.5 / np.sqrt(num)
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 10), (7, 333), (1, 50), (61, 3)])
+def test_where_no_box_fits_it_is_the_central_one_of_random_resized_crop(height, width):
+    import torch
+    from torchvision.transforms import RandomResizedCrop
+
+    theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.5, 1.0], [3 / 4, 4 / 3])
+    box = CropPlan(scale=(0.5, 1.0)).box(1, 2, height, width)
+    assert (box.top, box.left, box.height, box.width) == theirs
 
 
 def test_views_and_samples_are_independent():

@@ -1,8 +1,11 @@
+import base64
+import dataclasses
 import hashlib
 import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,6 +128,64 @@ def test_golden_pixels_where_bits_are_promised_everywhere(interpolation, antiali
     boxes = CropPlan(seed=1).boxes(np.zeros(8, np.uint64), np.arange(8), *image.shape[:2])
     crops = cut(image, boxes, Rendering(height=40, width=40, interpolation=interpolation, antialias=antialias))
     assert hashlib.sha256(crops.tobytes()).hexdigest()[:16] == digest
+
+
+JPEG = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ&KWMT47pHU`kO^Py"
+    "gEhLjevB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPf!2A01*fP6aX9p0U`hb5di}c0sq7"
+    "R7ytkR0RaF20000000000000041p@~E!~i1@000C91pxs7000000000000RUP0wE$nfdvy3F;Srr|HJ?o0RRF600000000000000000agD1qc7c0"
+    "4Wgw00jXB2m=5B00000000000R#~e10gX%VSxe@6e1)-"
+    "VuGQuvj5ru3<CiG0ucid06zfZN<+u9oq*{mb}Z*$SSb$0oa_flL&vk7fh9$7@s6;6)V=`d*FGXaD0udBup5U-"
+    "r@w;HD0VF8U^fnvF8%;^>r0b&DE7NW^TqGV;Lw$Qj^hLb!Bo5spehQb-~a=lXVd$P*(sg62apv7Qt)XBP=0g(3N>bYH6L%V)R4~6|Je"
+)
+
+
+def test_golden_pixels_of_a_jpeg_file():
+    assert hashlib.sha256(decode(JPEG).tobytes()).hexdigest()[:16] == "02f469a70a7977ca"
+    boxes = CropPlan(seed=1).boxes([0], np.arange(4), *image_size(JPEG))
+    crops = decode_and_cut(JPEG, boxes, Rendering(height=12, width=12))
+    assert hashlib.sha256(crops.tobytes()).hexdigest()[:16] == "ec334a0489975902"
+
+
+EVERY_KIND = [
+    Rendering(height=41, width=37, interpolation=interpolation, antialias=antialias)
+    for interpolation in ("nearest", "bilinear", "bicubic", "area")
+    for antialias in (True, False)
+    if antialias or interpolation != "area"
+]
+
+
+@pytest.fixture
+def opencv_threads():
+    """``opencv_threads(number)``, of which the process otherwise has as many as the machine has cores."""
+    before = cv2.getNumThreads()
+    yield cv2.setNumThreads
+    cv2.setNumThreads(before)
+
+
+@pytest.mark.parametrize("rendering", EVERY_KIND, ids=lambda kind: f"{kind.interpolation}-{kind.antialias}")
+def test_a_crop_depends_on_nothing_but_image_box_and_rendering(rendering, opencv_threads):
+    """Not on its neighbours in a decoding, where it is written, how the image lies in memory, or OpenCV's threads."""
+    data = encoded(smooth_image(900, 1200), "JPEG")
+    image = decode(data)
+    boxes = CropPlan(seed=5).boxes([0], np.arange(4), *image.shape[:2])
+    crops = decode_and_cut(data, boxes, rendering)
+    assert {*boxes["flip"]} == {True, False}
+    for row in range(4):
+        np.testing.assert_array_equal(decode_and_cut(data, boxes[row : row + 1], rendering)[0], crops[row])
+    np.testing.assert_array_equal(cut(image, boxes[::-1], rendering), crops[::-1])
+    batch = np.empty((4, 3, *crops.shape[1:]), np.uint8)
+    np.testing.assert_array_equal(cut(image, crop_boxes(boxes), rendering, out=batch[:, 1]), crops)
+    within = np.zeros((910, 1230, 3), np.uint8)[5:-5, 10:-20]
+    within[:] = image
+    np.testing.assert_array_equal(cut(within, boxes, rendering), crops)
+    large = dataclasses.replace(rendering, height=640, width=640)
+    opencv_threads(0)
+    large_crops = cut(image, boxes, large)
+    for threads in (1, 4):
+        opencv_threads(threads)
+        np.testing.assert_array_equal(cut(image, boxes, rendering), crops)
+        np.testing.assert_array_equal(cut(image, boxes, large), large_crops)
 
 
 def test_a_box_of_the_output_size_is_copied():
