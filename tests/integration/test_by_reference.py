@@ -8,6 +8,8 @@ import signal
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -20,13 +22,15 @@ from teacherfarm.crops.sample_readers import open_samples
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import BadReference, SampleChanged, SampleMismatch, UnknownDataSet, UnknownSample
-from teacherfarm.protos.references import CropReferences
+from teacherfarm.protos.references import BOX_REFERENCE, MIXING_TYPES, CropReferences
+from teacherfarm.protos.wire import ListTeachers, SliceFault, SliceLabels, TeacherList, Welcome, encode_header
 from teacherfarm.student import TeacherClient, Timeouts
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
 from teacherfarm.student.labelled_loader import LabelledLoader
 from tests.farm_process import FarmProcess, wait_for
 from tests.integration.test_restart import BATCH, EPOCH, Killer, moments, run_epoch
+from tests.raw_student import hello, raw_student, slice_header
 
 RENDERING = Rendering(height=32, width=32, interpolation="bicubic")
 PLAN = CropPlan(seed=11)
@@ -267,3 +271,56 @@ def test_a_stalled_server_starves_references_as_it_does_pixels(wire, start_farm,
             farm.signal(signal.SIGCONT)
         wait_for(lambda: teacher.label(named[:64]).weight.all(), 20)
         assert teacher.label(named[:64]).records.tobytes() == right_records[:64].tobytes()
+
+
+@st.composite
+def hostile_slices(draw):
+    """A slice by reference: of about the right length, of samples that there are or are not, else of any bytes."""
+    num_crops = draw(st.integers(1, 8))
+    place, mixing = draw(st.sampled_from(["view", "box"])), draw(st.sampled_from(["none", "mixup", "cutmix"]))
+    num_references = num_crops + (draw(st.integers(0, num_crops)) if mixing != "none" else 0)
+    table = np.frombuffer(
+        draw(st.binary(min_size=25 * num_references, max_size=25 * num_references)), BOX_REFERENCE, num_references
+    ).copy()
+    if draw(st.booleans()):
+        table["top"] %= 40
+        table["left"] %= 40
+        table["height"] %= 40
+        table["width"] %= 40
+    known = draw(st.lists(st.integers(0, NUM_IMAGES - 1), max_size=num_references))
+    mix = b""
+    if mixing != "none":
+        records = np.zeros(num_crops, MIXING_TYPES[mixing])
+        for name in records.dtype.names:
+            records[name] = draw(st.sampled_from([0, 1, num_crops, 300, 2**16 - 1]))
+        mix = records.tobytes()
+    cut = draw(st.sampled_from([0, 0, 0, 1, 7]))
+    return num_crops, place, mixing, table, known, mix, cut
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(broken=st.lists(hostile_slices(), min_size=1, max_size=6))
+def test_hostile_references_are_answered_with_declared_faults(wire, farm, images, broken):
+    index = index_dataset(images)
+    how = ByReference(dataset="train", rendering=RENDERING, plan=PLAN)
+    with raw_student(getattr(farm, wire)) as student:
+        student.send(hello(codec="reference", samples=how.view))
+        for batch_id, (num_crops, place, mixing, table, known, mix, cut) in enumerate(broken):
+            for entry, row in enumerate(known):
+                table["content"][entry] = index.prefixes()[row]
+            packed = table.tobytes()
+            if place == "view":
+                packed = b"".join(record.tobytes()[:20] for record in table)
+            payload = (packed + mix)[: len(packed + mix) - cut]
+            student.send(slice_header(batch_id, num_crops, place=place, mixing=mixing), payload)
+        student.send(encode_header(ListTeachers()))
+        answered = set()
+        assert isinstance(student.receive()[0], Welcome)
+        while len(answered) < len(broken):
+            answer, _ = student.receive()
+            if isinstance(answer, TeacherList):
+                continue
+            assert isinstance(answer, SliceFault | SliceLabels), answer
+            if isinstance(answer, SliceFault):
+                assert type(answer.fault) is BadReference, answer.fault
+            answered.add(answer.batch_id)

@@ -22,7 +22,9 @@ FUZZ = settings(
     max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], print_blob=True
 )
 
-texts = st.one_of(st.sampled_from(["", "tiny", "labels", "raw", "jpeg", "uint8"]), st.text(max_size=20))
+texts = st.one_of(
+    st.sampled_from(["", "tiny", "labels", "raw", "jpeg", "reference", "uint8", "bilinear"]), st.text(max_size=20)
+)
 numbers = st.one_of(st.integers(0, 70), st.integers(0, 2**32 - 1))
 specs = st.builds(
     pb.LabelSpec,
@@ -41,6 +43,11 @@ hellos = st.builds(
     spec=specs,
     crop_format=st.one_of(st.none(), formats),
     student=texts,
+    codec=texts,
+    samples=st.one_of(
+        st.none(),
+        st.builds(pb.SampleView, dataset=texts, plan=texts, height=numbers, width=numbers, interpolation=texts),
+    ),
 )
 slices = st.builds(
     pb.Slice,
@@ -51,6 +58,8 @@ slices = st.builds(
     keys=st.binary(max_size=64),
     crop_bytes=st.lists(numbers, max_size=4),
     priority=st.integers(-(2**31), 2**31 - 1),
+    place=st.integers(0, 4),
+    mixing=st.integers(0, 4),
 )
 headers = st.one_of(
     st.builds(lambda value: pb.Header(hello=value), hellos),
