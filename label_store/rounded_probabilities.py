@@ -40,9 +40,9 @@ def probabilities(log_probabilities: NDArray[np.float16], *, whole: bool) -> NDA
     room = np.abs(step.sum(axis=-1, keepdims=True))
     share = np.divide(np.abs(excess), room, out=np.full_like(excess, np.inf), where=room > 0)
     moved = (values + np.minimum(share, 1) * step).astype(np.float32)
-    # Just below 1 float32 is no finer than float16's logarithm, and a move can end at a neighbour.
+    # Near the whole way, or just below 1, where float32 is no finer, a move can end at a neighbour.
     moved = np.where(_log(moved) == log_probabilities, moved, values)
-    moved = np.where(share < 0.99, moved, values / np.where(total > 0, total, 1))
+    moved = np.where(share < 1.01, moved, values / np.where(total > 0, total, 1))
     off = (np.abs(excess) if whole else excess) > _FLOAT32_NOISE
     return np.where(off, moved, values).astype(np.float32)
 

@@ -97,6 +97,19 @@ def test_fkds_replay_cuts_the_pixels_that_we_cut(number_type):
             np.testing.assert_array_equal(ours[row], np.asarray(theirs))
 
 
+def test_fractions_of_any_origin_are_rounded_as_pillow_rounds_them():
+    generator = np.random.default_rng(2)
+    pixels = generator.integers(0, 256, (90, 70, 3), np.uint8)
+    starts = generator.uniform(0, 0.5, (80, 2))
+    coords = np.concatenate([starts, generator.uniform(0.1, 0.5, (80, 2))], axis=1).astype(np.float32)
+    boxes, inside = replayed_boxes(coords, 90, 70)
+    assert inside.all()
+    ours = cut(pixels, boxes, Rendering(height=16, width=16))
+    for row, fraction in enumerate(coords):
+        theirs = fkd.replay(Image.fromarray(pixels), fraction, False, (16, 16))
+        np.testing.assert_array_equal(ours[row], np.asarray(theirs))
+
+
 SIDES = st.integers(1, 65535) | st.integers(1, 700) | st.sampled_from([1, 2, 3, 1365, 2047, 2048, 2049, 4096, 65535])
 
 

@@ -36,6 +36,26 @@ def test_labels_of_a_teacher_come_back_bit_for_bit_and_sum_to_one(seed, spread, 
     np.testing.assert_array_equal(log_probabilities(back)[seen], best[seen])
 
 
+def test_two_classes_whose_rounding_may_need_all_its_room():
+    first = np.linspace(0.001, 0.999, 50_001)
+    logs = np.log(np.stack([first, 1 - first], axis=1)).astype(np.float16)
+    back = probabilities(logs, whole=True)
+    np.testing.assert_array_equal(log_probabilities(back), logs)
+    assert np.abs(back.sum(axis=1, dtype=np.float64) - 1).max() < 2e-6
+
+
+def test_labels_that_need_all_the_room_of_their_rounding_come_back_too():
+    """Pairs of logarithms whose upper ends of rounding just sum to 1."""
+    every = np.arange(0x8000, 0xFC00, dtype=np.uint16).view(np.float16)
+    every = np.sort(every[(every < -1e-3) & (every > -7)])
+    ends = np.exp((every.astype(np.float64) + np.nextafter(every, np.float16(0)).astype(np.float64)) / 2)
+    other = np.searchsorted(ends, 1 - ends).clip(max=len(ends) - 1)
+    just = np.abs(ends + ends[other] - 1) < 3e-7
+    assert just.sum() > 20
+    logs = np.stack([every[just], every[other[just]]], axis=1)
+    np.testing.assert_array_equal(log_probabilities(probabilities(logs, whole=True)), logs)
+
+
 def test_labels_that_were_no_distribution_are_scaled():
     over = probabilities(np.log([[0.75, 0.75]]).astype(np.float16), whole=False)
     np.testing.assert_allclose(over, [[0.5, 0.5]], atol=2e-6)
