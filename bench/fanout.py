@@ -43,7 +43,9 @@ def run(seconds: float, models: str = "") -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH_CROPS, *card.crop_format.shape), np.uint8)
     with ExitStack() as stack:
         places = [f"--{wire}=127.0.0.1:0" for wire in ("grpc", "zmq", "http")]
-        farm = stack.enter_context(running("teacherfarm.teacher_server", [str(folder), "--store=off", *places]))
+        farm = stack.enter_context(
+            running("teacherfarm.teacher_server", [str(folder), "--store=off", "--log-level=ERROR", *places])
+        )
         course = Course(seconds)
         students = [
             Student(stack.enter_context(TeacherClient(farm[("zmq", "grpc")[number % 2]], TEACHER)), course, pixels)

@@ -52,7 +52,7 @@ async def _run(seconds: float, folder: Path, card: TeacherCard) -> None:
         labels = stack.enter_context(tempfile.TemporaryDirectory())
 
         def teacher(*store: str) -> TeacherClient:
-            places = ["--grpc=off", "--zmq=127.0.0.1:0", "--http=off"]
+            places = ["--grpc=off", "--zmq=127.0.0.1:0", "--http=off", "--log-level=ERROR"]
             farm = stack.enter_context(running("teacherfarm.teacher_server", [str(folder), *places, *store]))
             return stack.enter_context(TeacherClient(farm["zmq"], TEACHER))
 

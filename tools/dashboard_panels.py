@@ -205,6 +205,30 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             most=1,
         ),
         Panel(
+            title="Labels found",
+            about="Share of the labels that were kept and not computed again, where the server keeps labels "
+            "(serve --store). Zero is right where every crop is a fresh one: then a store is no use.",
+            queries={
+                "{{project}} from {{teacher}}": "sum by (teacher, project) "
+                f"(rate(teacherfarm_store_hits_total{{{TP}}}{RATE})) "
+                f"/ (sum by (teacher, project) (rate(teacherfarm_labels_total{{{TP}}}{RATE})) > 0)"
+            },
+            unit="percentunit",
+            width=12,
+            most=1,
+        ),
+        Panel(
+            title="Labels kept",
+            about="Labels written to each layer of the store per second, and those that were not: a full queue, a full "
+            "disk, or Redis gone (teacherfarm_store_up says which).",
+            queries={
+                "{{layer}} written": f"sum by (layer) (rate(teacherfarm_store_written_total{RATE}))",
+                "{{layer}} dropped": f"sum by (layer) (rate(teacherfarm_store_dropped_total{RATE}))",
+            },
+            unit="suffix:labels/s",
+            width=12,
+        ),
+        Panel(
             title="Traffic",
             about="Bytes of pixels received and of labels sent, by wire. A full link shows as a flat top.",
             queries={
