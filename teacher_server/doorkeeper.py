@@ -68,6 +68,14 @@ class Doorkeeper:
         self._refusals.labels(project.name, "teacher").inc()
         raise NotAllowed(f"project {project.name!r} may not use a teacher {name!r}{choice}")
 
+    def check_dataset(self, project: Project, dataset: str) -> None:
+        """Raises NotAllowed where a project may not name crops of a data set; whether there is one it does not hear."""
+        if not project.may_name(dataset):
+            self._refusals.labels(project.name, "dataset").inc()
+            raise NotAllowed(
+                f"project {project.name!r} may not name crops of a data set {dataset!r}: see 'datasets' in its table"
+            )
+
     def check_streams(self, project: Project) -> None:
         """Raises QuotaExceeded where one more session would be too many."""
         most, streams = self._projects.most_streams(project), len(self._open.get(project, ()))

@@ -100,6 +100,8 @@ class Gateway:
     def check_stay(self, session: Session) -> None:
         """Raises the fault that ends a session which would not be opened any more."""
         self._door.check_stay(session.project, session.key_digest, session.lane.card.name)
+        if session.cutter is not None:
+            self._door.check_dataset(session.project, session.cutter.samples.name)
 
     def artifact_digest(self, lane: Lane) -> str:
         """The digest of what a lane really runs."""
@@ -128,7 +130,10 @@ class Gateway:
         _check_format(crop_format, card.crop_format)
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
-        cutter = self._data_sets.cutter(hello.samples, card.crop_format) if hello.samples is not None else None
+        cutter = None
+        if hello.samples is not None:
+            self._door.check_dataset(project, hello.samples.dataset)
+            cutter = self._data_sets.cutter(hello.samples, card.crop_format)
         # What could never be in flight at once must not be sent at once.
         most = min(lane.largest_batch, project.allowance.crops_in_flight or lane.largest_batch)
         crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, most, self.payload_bytes)

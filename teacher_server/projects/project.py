@@ -17,8 +17,9 @@ class Allowance:
 
     ``weight``: its share of each teacher against other projects that want labels at the same time.
     ``crops_in_flight``: received and not yet answered, over all of its sessions. ``streams``: open sessions.
-    ``teachers``: names, or patterns with ``*``, ``?`` and ``[...]``. ``share_labels``: find kept labels of other
-    projects that share, and let them find its own, by the digest that the server makes of the pixels.
+    ``teachers``: names, or patterns with ``*``, ``?`` and ``[...]``; ``datasets`` alike, those it may name crops of.
+    ``share_labels``: find kept labels of other projects that share, and let them find its own, by the digest that the
+    server makes of the pixels.
     """
 
     weight: float = 1.0
@@ -26,6 +27,7 @@ class Allowance:
     crops_in_flight: int = 0
     streams: int = 0
     teachers: tuple[str, ...] = ("*",)
+    datasets: tuple[str, ...] = ("*",)
     share_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -63,3 +65,7 @@ class Project:
     def may_use(self, teacher: str) -> bool:
         """Whether this teacher is one of those allowed."""
         return any(fnmatchcase(teacher, pattern) for pattern in self.allowance.teachers)
+
+    def may_name(self, dataset: str) -> bool:
+        """Whether it may name crops of this data set's samples."""
+        return any(fnmatchcase(dataset, pattern) for pattern in self.allowance.datasets)

@@ -15,6 +15,7 @@ from teacherfarm.teacher_server.projects.project import Allowance
 PROJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "a project's name is 1 to 63 letters, digits, '.', '_' and '-', the first a letter or a digit"
 KEYS = "keys"
+NAMES = ("teachers", "datasets")
 LIMITS = tuple(field.name for field in dataclasses.fields(Allowance))
 
 
@@ -101,8 +102,7 @@ class _Reader:
                     f"keys of project {name!r} must be digests of 64 hexadecimal digits, got {got}",
                 )
         limits: dict[str, Any] = {key: value for key, value in table.items() if key != KEYS}
-        if "teachers" in limits:
-            limits["teachers"] = tuple(limits["teachers"])
+        limits |= {key: tuple(limits[key]) for key in NAMES if key in limits}
         try:
             allowance = Allowance(**limits)
         except ValueError as error:
@@ -110,7 +110,7 @@ class _Reader:
         return ProjectEntry(name=name, allowance=allowance, keys=tuple(table.get(KEYS, ())))
 
     def _check_type(self, name: str, key: str, value: object) -> None:
-        if key in ("teachers", KEYS):
+        if key in (*NAMES, KEYS):
             right = isinstance(value, list) and all(isinstance(item, str) for item in value)
             expected = "a list of texts"
         elif key == "share_labels":

@@ -21,13 +21,21 @@ from teacherfarm.crops.sample_index import index_dataset
 from teacherfarm.crops.sample_readers import open_samples
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
-from teacherfarm.protos.faults import BadReference, SampleChanged, SampleMismatch, UnknownDataSet, UnknownSample
+from teacherfarm.protos.faults import (
+    BadReference,
+    NotAllowed,
+    SampleChanged,
+    SampleMismatch,
+    UnknownDataSet,
+    UnknownSample,
+)
 from teacherfarm.protos.references import BOX_REFERENCE, MIXING_TYPES, CropReferences
 from teacherfarm.protos.wire import ListTeachers, SliceFault, SliceLabels, TeacherList, Welcome, encode_header
 from teacherfarm.student import TeacherClient, Timeouts
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
 from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.teacher_server.projects.api_keys import digest_of
 from tests.farm_process import FarmProcess, wait_for
 from tests.integration.test_restart import BATCH, EPOCH, Killer, moments, run_epoch
 from tests.raw_student import hello, raw_student, slice_header
@@ -203,6 +211,24 @@ def test_an_image_that_changed_on_the_server_since_it_was_indexed(wire, start_fa
             teacher.label(batch_of(named)["crops"])
     with TeacherClient(getattr(farm, wire), by_reference=named.references(on_refused="send")) as teacher:
         same_labels(teacher.label(batch_of(named)["crops"]), teacher.label(batch_of(dataset(images))["crops"]))
+
+
+def test_a_project_names_crops_of_its_own_data_sets_alone(wire, start_farm, images, tmp_path):
+    file = tmp_path / "projects.toml"
+    keys = {name: f"tfk_{name}_{'0' * 40}" for name in ("one", "other")}
+    tables = {name: f'[projects.{name}]\nkeys = ["{digest_of(key)}"]\n' for name, key in keys.items()}
+    file.write_text(tables["one"] + tables["other"] + 'datasets = ["val-*"]\n')
+    farm = start_farm("--dataset", f"train={images}", "--dataset-cache", str(tmp_path), "--projects", str(file))
+    named = dataset(images, by_reference="train")
+    address, crops = getattr(farm, wire), batch_of(named)["crops"]
+    with pytest.raises(NotAllowed, match="'other' may not name crops of a data set 'train'"):
+        TeacherClient(address, api_key=keys["other"], by_reference=named.references()).connect()
+    with TeacherClient(address, api_key=keys["one"], by_reference=named.references()) as teacher:
+        assert teacher.label(crops).weight.all()
+        file.write_text(tables["one"] + "datasets = []\n" + tables["other"])
+        farm.signal(signal.SIGHUP)
+        with pytest.raises(NotAllowed):
+            wait_for(lambda: teacher.label(crops) is None, 20)
 
 
 def test_what_is_no_crop_is_refused(wire, farm, images):

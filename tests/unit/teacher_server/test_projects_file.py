@@ -30,6 +30,7 @@ crops_per_second = 0.5
 crops_in_flight = 64
 streams = 4
 teachers = ["vit-*", "resnet50"]
+datasets = ["imagenet*"]
 share_labels = true
 keys = [
     "{A}", # 2026-01-01 alice
@@ -50,6 +51,7 @@ def test_everything_that_a_project_may_have():
             crops_in_flight=64,
             streams=4,
             teachers=("vit-*", "resnet50"),
+            datasets=("imagenet*",),
             share_labels=True,
         ),
         keys=(A, B),
