@@ -6,6 +6,7 @@ Goes image by image, records what comes, and says at the end what it has and how
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,9 @@ def report(options: argparse.Namespace, came: int, took_s: float, *, due_here: i
     labels = RecordedLabels.open(options.out)
     total, there = len(labels.index) * labels.manifest.views, len(labels)
     files = [file for folder in (SHARDS, JOURNALS) for file in Path(options.out, folder).iterdir()]
-    disk = sum(file.stat().st_size for file in files)
-    print(f"labels   {there} of {total} in {options.out}, {disk / max(there, 1):.2f} bytes each ({disk / 1e6:.1f} MB)")
+    size = sum(file.stat().st_size for file in files)
+    each = f", {size / there:.2f} bytes each ({size / 1e6:.1f} MB)" if there == total else ""
+    print(f"labels   {there} of {total} in {options.out}{each}")
     print(f"speed    {came} labels in {took_s:.1f} s: {came / took_s:.0f} labels/s")
     unreadable = labels.index.unreadable()
     if len(unreadable):
@@ -114,11 +116,11 @@ def train_command(options: argparse.Namespace, views: int) -> str:
     folder = ""
     if not (data / options.train_folder).exists():
         data, name = data.parent, data.name
-        folder = "" if name == "train" else f" --train-folder {name}"
+        folder = "" if name == "train" else f" --train-folder {shlex.quote(name)}"
     crops = " --crops-per-image 4" if views >= 4 else ""
     return (
-        f"teacherfarm distill {data}{folder} --labels {options.out} --student torchvision:resnet18 --out runs/first"
-        f"{crops}"
+        f"teacherfarm distill {shlex.quote(str(data))}{folder} --labels {shlex.quote(options.out)} "
+        f"--student torchvision:resnet18 --out runs/first{crops}"
     )
 
 

@@ -82,7 +82,7 @@ def test_by_reference_labels_are_the_same(data, tiny_models, right, tmp_path):
         assert label.main(options(data, farm, tmp_path / "labels", "--by-reference", "ours")) == 0
         received = farm.metric("teacherfarm_received_bytes_total")
     assert everything(tmp_path / "labels") == right
-    assert received < 150 * 100
+    assert 150 * 20 <= received < 150 * 100
 
 
 def test_killed_and_run_again_it_goes_on_where_it_was(data, tiny_farm, right, tmp_path, capsys):
@@ -103,7 +103,9 @@ def test_killed_and_run_again_it_goes_on_where_it_was(data, tiny_farm, right, tm
     before = len(RecordedLabels.open(str(tmp_path / "labels")))
     assert 100 < before < 30 * 300
     assert label.main(options(data, tiny_farm, tmp_path / "labels", *more, "--batch-size", 128)) == 0
-    assert f"going on {before} of 9000 labels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"going on {before} of 9000 labels" in said
+    assert f"speed    {9000 - before} labels" in said
     records = np.frombuffer(everything(tmp_path / "labels"), f"V{4 * 3}").reshape(30, 300)
     assert records[:, :VIEWS].tobytes() == right
 
