@@ -111,19 +111,23 @@ def write_rank(root: str | Path, epoch: int, rank: int, labels: TinyVitLabels) -
     return folder
 
 
-def match_keys(keys: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """The place of each key among samples' names; -1 where there is none.
-
-    A key is a sample's name, or the last part of it (ImageNet-22k), or its number in the order of ImageFolder
-    (ImageNet-1k).
+class KeyPlaces:
+    """Which sample a key means: its name, the last part of it (ImageNet-22k), or its number in the order of
+    ImageFolder (ImageNet-1k).
     """
-    places = {name.rpartition("/")[2]: place for place, name in enumerate(names)}
-    if len(places) != len(names):
-        places = {}
-    places |= {name: place for place, name in enumerate(names)}
-    if all(key.isdecimal() for key in keys) and not any(key in places for key in keys):
-        return np.array([int(key) if int(key) < len(names) else -1 for key in keys], np.int64)
-    return np.array([places.get(key, -1) for key in keys], np.int64)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._num_samples = len(names)
+        self._places = {name.rpartition("/")[2]: place for place, name in enumerate(names)}
+        if len(self._places) != len(names):
+            self._places.clear()
+        self._places |= {name: place for place, name in enumerate(names)}
+
+    def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each key among the samples; -1 where there is none."""
+        if all(key.isdecimal() for key in keys) and not any(key in self._places for key in keys):
+            return np.array([int(key) if int(key) < self._num_samples else -1 for key in keys], np.int64)
+        return np.array([self._places.get(key, -1) for key in keys], np.int64)
 
 
 def _check(records: NDArray[Any], num_classes: int, path: Path, start: int) -> None:

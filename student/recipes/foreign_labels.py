@@ -4,6 +4,7 @@ records of each image. Writes nothing.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from teacherfarm.crops.sample_index import SampleIndex
 from teacherfarm.label_store.fkd_files import FkdForm, label_paths, read_fkd
 from teacherfarm.label_store.relabel_files import read_label_map
 from teacherfarm.label_store.rounded_probabilities import log_probabilities
-from teacherfarm.label_store.tinyvit_files import find_epochs, match_keys, read_epoch
+from teacherfarm.label_store.tinyvit_files import KeyPlaces, find_epochs, read_epoch
 from teacherfarm.protos.faults import BadLabelFile, UnsafeLabelFile
 from teacherfarm.protos.soft_label import LABELS, LabelSpec, top_k
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -88,7 +89,7 @@ class FkdSource:
         threads: int = 8,
     ) -> None:
         self.index, self.form, self.threads, self.num_classes = index, form, threads, card.num_classes
-        self.paths = [folder / path for path in label_paths(_names(index))]
+        self.paths = [f"{folder}/{path}" for path in label_paths(_names(index))]
         first = read_fkd(_first(self.paths, folder), num_classes=card.num_classes, form=form)
         if first.full and temperature != 1:
             raise ValueError("full labels are kept at temperature 1: --temperature is for forms of the best classes")
@@ -136,7 +137,7 @@ class RelabelSource:
     ) -> None:
         self.index, self.plan, self.views, self.upright, self.threads = index, plan, views, upright, threads
         self.num_classes = card.num_classes
-        self.paths = [(folder / path).with_suffix(".pt") for path in label_paths(_names(index))]
+        self.paths = [f"{folder}/{path.removesuffix('.tar')}.pt" for path in label_paths(_names(index))]
         read_label_map(_first(self.paths, folder), num_classes=card.num_classes)
         self.spec = LabelSpec(outputs=(LABELS,), top_k=num_kept)
         self.total = len(index)
@@ -173,12 +174,12 @@ class TinyVitSource:
         self.total = len(self.epochs) * len(index)
 
     def parts(self, dtype: np.dtype[np.void], rows: NDArray[np.int64]) -> Iterator[Part]:
-        names = _names(self.index)
+        known = KeyPlaces(_names(self.index))
         for epoch in self.epochs:
             taken = np.ones(len(self.index), np.bool_)
             taken[rows] = False
             for labels in read_epoch(epoch, num_classes=self.num_classes):
-                places = match_keys(labels.keys, names)
+                places = known.find(labels.keys)
                 # A sampler's padding gives several ranks the same image; TinyViT's reader takes one of them.
                 _, first = np.unique(places, return_index=True)
                 wanted = first[(places[first] >= 0) & ~taken[places[first]]]
@@ -258,8 +259,8 @@ def _names(index: SampleIndex) -> list[str]:
     return [index.name(row) for row in range(len(index))]
 
 
-def _first(paths: Sequence[Path], folder: Path) -> Path:
+def _first(paths: Sequence[str], folder: Path) -> str:
     for path in paths:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise ValueError(f"no label file of any of {len(paths)} images in {folder}: expected {paths[0]} and so on")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,10 @@ def main(options: argparse.Namespace) -> int:
     export = Export(form=options.form, number_type=options.number_type, views=views)
     names = [recorded.index.name(row) for row in range(len(recorded.index))]
     folder = options.out / options.split
-    paths = [folder / path for path in label_paths(names)]
-    for parent in sorted({path.parent for path in paths}):
-        parent.mkdir(parents=True, exist_ok=True)
-    wanted = np.array([row for row, path in enumerate(paths) if options.overwrite or not path.exists()], np.int64)
+    paths = [f"{folder}/{path}" for path in label_paths(names)]
+    for parent in sorted({os.path.dirname(path) for path in paths}):
+        os.makedirs(parent, exist_ok=True)
+    wanted = np.array([row for row, path in enumerate(paths) if options.overwrite or not os.path.exists(path)], int)
     at_once = max(1, _LABELS_AT_ONCE // views)
     written = empty = 0
     with (
@@ -89,7 +89,7 @@ def check_form(recorded: RecordedLabels, form: FkdForm) -> None:
 class ImageLabels:
     """One image's labels on their way into a file."""
 
-    path: Path
+    path: str
     name: str
     classes: NDArray[np.unsignedinteger] | None
     probabilities: NDArray[np.float32]
@@ -115,7 +115,7 @@ class ImageLabels:
         return True
 
 
-def images(recorded: RecordedLabels, rows: NDArray[np.int64], paths: list[Path], export: Export) -> list[ImageLabels]:
+def images(recorded: RecordedLabels, rows: NDArray[np.int64], paths: list[str], export: Export) -> list[ImageLabels]:
     """The labels of some rows, image by image, in the order of views; absent views are left out."""
     index, manifest = recorded.index, recorded.manifest
     every_row = np.repeat(rows, export.views)

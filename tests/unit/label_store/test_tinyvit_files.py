@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from teacherfarm.label_store.tinyvit_files import (
+    KeyPlaces,
     TinyVitLabels,
     find_epochs,
-    match_keys,
     read_epoch,
     record_dtype,
     write_rank,
@@ -126,9 +126,9 @@ def test_folders_that_hold_nothing_or_two_kinds_are_refused(tmp_path):
 
 def test_keys_are_names_their_last_part_or_numbers():
     names = ["n01/n01_1", "n01/n01_2", "n02/n02_1"]
-    assert match_keys(["n02/n02_1", "n01/n01_2", "other"], names).tolist() == [2, 1, -1]
-    assert match_keys(["n02_1", "n01_1"], names).tolist() == [2, 0]
-    assert match_keys(["2", "0", "7"], names).tolist() == [2, 0, -1]
-    assert match_keys(["7", "8"], ["a/7", "b/8"]).tolist() == [0, 1]
+    assert KeyPlaces(names).find(["n02/n02_1", "n01/n01_2", "other"]).tolist() == [2, 1, -1]
+    assert KeyPlaces(names).find(["n02_1", "n01_1"]).tolist() == [2, 0]
+    assert KeyPlaces(names).find(["2", "0", "7"]).tolist() == [2, 0, -1]
+    assert KeyPlaces(["a/7", "b/8"]).find(["7", "8"]).tolist() == [0, 1]
     # One image name in two classes tells neither.
-    assert match_keys(["x", "a/x"], ["a/x", "b/x"]).tolist() == [-1, 0]
+    assert KeyPlaces(["a/x", "b/x"]).find(["x", "a/x"]).tolist() == [-1, 0]
