@@ -220,9 +220,10 @@ def shown(url: str) -> str:
         host, port = parts.hostname, parts.port or 6379
     except ValueError as error:
         raise ValueError(f"no address of Redis: {expected}") from error
-    if parts.scheme not in ("redis", "rediss") or not host:
+    database = parts.path.strip("/") or "0"
+    if parts.scheme not in ("redis", "rediss") or not host or not database.isdigit():
         raise ValueError(f"no address of Redis: {expected}")
-    return f"{parts.scheme}://{host}:{port}{parts.path or '/0'}"
+    return f"{parts.scheme}://{host}:{port}/{database}"
 
 
 def _words(error: object) -> str:
