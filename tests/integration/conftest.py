@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.student import TeacherClient
 from tests.farm_process import FarmProcess
+from tests.small_disk import mounted_small_disk
 
 StartFarm = Callable[..., FarmProcess]
 
@@ -51,6 +52,13 @@ def start_scripted(tmp_path: Path) -> Iterator[StartFarm]:
             return farm.start(wait=wait)
 
         yield start
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB that may be filled up."""
+    with mounted_small_disk(tmp_path / "small") as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from teacherfarm.student import TeacherClient
 from tests.farm_process import wait_for
 from tests.redis_server import RedisServer
 from tests.scripted_farm import make_crops, right_classes
+from tests.small_disk import fill_up
 
 MOMENTS = int(os.environ.get("TEACHERFARM_KILL_MOMENTS", "6"))
 """At how many random moments the server is killed; 100 takes a few minutes."""
@@ -147,6 +148,23 @@ def test_a_server_starts_without_its_redis(start_scripted, tmp_path):
         assert (teacher.label(crops).top1 == right_classes(crops, NUM_CLASSES)).all()
     assert "redis://127.0.0.1:1/0 is gone" in farm.log()
     assert "secret-word" not in farm.log() + farm.get("/store")[1] + farm.get("/readyz")[1]
+
+
+def test_on_a_full_disk_answers_go_on_and_the_fault_is_seen(start_scripted, small_disk):
+    farm = start_scripted("--store", f"lmdb:{small_disk / 'labels'}", "--deaf")
+    student = Student(farm.zmq)
+    student.start()
+    wait_for(lambda: written(farm, "lmdb") > 100)
+    fill_up(small_disk / "filler")
+    wait_for(lambda: farm.metric("teacherfarm_store_up", layer="lmdb") == 0)
+    before = len(student.asked)
+    wait_for(lambda: len(student.asked) > before + 10)
+    student.stopping.set()
+    student.join(30)
+    assert (student.error, student.wrong) == (None, 0)
+    assert "stopped, answers go on without it" in farm.log()
+    assert "No space left on device" in farm.get("/readyz")[1]
+    assert farm.metric("teacherfarm_store_dropped_total", layer="lmdb") > 0
 
 
 def test_two_servers_do_not_write_one_folder(start_scripted, tmp_path):

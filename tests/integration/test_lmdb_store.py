@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from teacherfarm.label_store.lmdb_store import LmdbStore
 from teacherfarm.protos.faults import LabelStoreFault
 from tests.label_stores import SCOPE, lmdb_store, reached, written
 from tests.on_loop import on_loop
-from tests.real_parts import absent
+from tests.small_disk import fill_up
 
 WIDE = replace(SCOPE, record_bytes=2000)
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,28 +159,6 @@ def test_names_of_segments_sort_by_their_beginning(tmp_path):
     assert sorted([third, second, first]) == [first, second, third]
     (tmp_path / "other.labels").touch()
     assert segment_paths(tmp_path) == [first, second]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB, mounted."""
-    if os.geteuid() != 0:
-        absent("mounting a file system of its own needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        absent(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill_up(file):
-    with file.open("wb", buffering=0) as stream:
-        while shutil.disk_usage(file.parent).free:
-            stream.write(bytes(1 << 12))
 
 
 @on_loop
