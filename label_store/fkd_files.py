@@ -166,15 +166,16 @@ def fkd_labels(
 def replayed_boxes(coords: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
     """Boxes [M] that FKD's replay cuts for fractions [M, 4], and which of them lie in the image; flips are False.
 
-    It multiplies by height and width as doubles, and Pillow rounds the four edges, halves to even. An edge that float16
-    fractions put one pixel outside, where Pillow adds a black line, is moved back.
+    It multiplies by height and width as doubles, and Pillow rounds the four edges, halves to even. An edge that the
+    rounding of float16 fractions put outside, where Pillow adds a black line, is moved back.
     """
     exact = coords.astype(np.float64) * (height, width, height, width)
     with np.errstate(invalid="ignore"):
         edges = np.rint(np.concatenate([exact[:, :2], exact[:, :2] + exact[:, 2:]], axis=1))
         most = np.array((height, width, height, width), np.float64)
         clipped = np.clip(edges, 0, most)
-        inside = (np.abs(edges - clipped) <= 1).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        slack = np.ceil(most / 2048) if coords.dtype == np.float16 else 1
+        inside = (np.abs(edges - clipped) <= slack).all(axis=1) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     whole = np.where(inside[:, None], clipped, 0).astype(np.uint32)
     boxes = np.zeros(len(coords), BOX)
     boxes["top"], boxes["left"] = whole[:, 0], whole[:, 1]
