@@ -6,6 +6,7 @@ bytes alone: the files are ``shards.py``'s.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ MOST_BLOCK_LABELS = 1024
 LEAST_BLOCK_LABELS = 16
 _MOST_BLOCK_BYTES = 256 << 10
 _MOST_SHARD_BYTES = 512 << 20
+_PAGE_BYTES = 4096
 _HEADER = struct.Struct("<8sIIQ")
 _MAGIC = b"TFBLOCK1"
 
@@ -53,7 +55,9 @@ class Geometry:
         block_labels = MOST_BLOCK_LABELS
         while block_labels > LEAST_BLOCK_LABELS and block_labels * label_bytes > _MOST_BLOCK_BYTES:
             block_labels //= 2
-        blocks = max(1, _MOST_SHARD_BYTES // (block_labels * label_bytes))
+        # Shards end at pages of memory, so that they can be mapped one behind the other.
+        step = _PAGE_BYTES // math.gcd(_PAGE_BYTES, block_labels * label_bytes)
+        blocks = max(1, _MOST_SHARD_BYTES // (block_labels * label_bytes) // step) * step
         return cls(
             num_samples=num_samples,
             views=views,

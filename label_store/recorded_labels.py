@@ -20,7 +20,8 @@ from teacherfarm.label_store.label_recorder import LabelRecorder
 from teacherfarm.label_store.manifest import BOX_FIELD, Manifest, TeacherIdentity
 from teacherfarm.label_store.presence import Positions, Presence
 from teacherfarm.label_store.sample_matching import match_samples
-from teacherfarm.label_store.shards import Shard
+from teacherfarm.label_store.shard_space import ShardSpace
+from teacherfarm.label_store.shards import NOTHING, WHOLE, Shard
 from teacherfarm.label_store.unsealed_labels import UnsealedLabels, known_labels
 from teacherfarm.protos.soft_label import SoftLabels
 
@@ -64,8 +65,7 @@ class RecordedLabels:
         self._geometry: Geometry = content.geometry
         self._unsealed = unsealed
         self._shards: list[Shard | None] = [None] * content.geometry.num_shards
-        for files in content.shards:
-            self._shards[files.number] = Shard(directory.root, files, content.geometry, self._found_damaged)
+        self._map_shards()
         unsealed.scan(content.manifest, content.geometry.num_labels)
         if len(unsealed):
             log.info("%s: %d labels are not sealed: `teacherfarm labels seal %s`", directory, len(unsealed), directory)
@@ -175,6 +175,17 @@ class RecordedLabels:
                     progress(self._geometry.block_size(shard.files.number, block))
         return list(self.damaged)
 
+    def _map_shards(self) -> None:
+        geometry = self._geometry
+        self._space = ShardSpace.reserve(geometry)
+        self._trust = np.full(-(-geometry.num_labels // geometry.block_labels), NOTHING, np.uint8)
+        for files in self.content.shards:
+            first = files.number * geometry.shard_labels // geometry.block_labels
+            trust = self._trust[first : first + geometry.shard_blocks(files.number)]
+            self._shards[files.number] = Shard(
+                self.directory.root, files, geometry, self._found_damaged, space=self._space, trust=trust
+            )
+
     def _stored(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         if rows.ndim != 1 or rows.shape != views.shape:
             raise ValueError(f"rows and views are equally long, got {list(rows.shape)} and {list(views.shape)}")
@@ -198,20 +209,19 @@ class RecordedLabels:
 
     def _at(self, places: Positions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         out = np.zeros((len(places), self._geometry.label_bytes), np.uint8)
-        if len(self._shards) == 1 and self._shards[0] is not None:
-            here = self._shards[0].take(places, out)
-            present = np.ones(len(places), np.bool_) if here is None else here
-        else:
-            present = np.zeros(len(places), np.bool_)
-            numbers = places // self._geometry.shard_labels
-            for number in np.unique(numbers).tolist():
-                shard = self._shards[number]
-                if shard is not None:
-                    rows = np.flatnonzero(numbers == number)
-                    part = np.zeros((len(rows), out.shape[1]), np.uint8)
-                    here = shard.take(places[rows] - number * self._geometry.shard_labels, part)
-                    out[rows] = part
-                    present[rows] = True if here is None else here
+        if self._space is not None and (self._trust[places // self._geometry.block_labels] == WHOLE).all():
+            # "clip" writes straight to `out`: all of them are there.
+            np.take(self._space.labels, places, axis=0, out=out, mode="clip")
+            return out, np.ones(len(places), np.bool_)
+        present = np.zeros(len(places), np.bool_)
+        numbers = places // self._geometry.shard_labels
+        for number in np.unique(numbers).tolist():
+            shard = self._shards[number]
+            if shard is not None:
+                rows = np.flatnonzero(numbers == number)
+                part = np.zeros((len(rows), out.shape[1]), np.uint8)
+                present[rows] = shard.take(places[rows] - number * self._geometry.shard_labels, part)
+                out[rows] = part
         if len(self._unsealed) and not present.all():
             missing = np.flatnonzero(~present)
             part = np.zeros((len(missing), out.shape[1]), np.uint8)

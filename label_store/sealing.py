@@ -22,6 +22,8 @@ from teacherfarm.protos.faults import RecordingStopped
 
 log = logging.getLogger(__name__)
 
+_LABELS_AT_ONCE, _BYTES_AT_ONCE = 1 << 17, 32 << 20
+
 Progress = Callable[[int], object]
 """Told how many more bytes of journals are merged."""
 
@@ -124,23 +126,38 @@ class _Merge:
     directory: LabelDirectory
     content: Content
     new_labels: int = 0
+    _waiting: list[Frame] = field(default_factory=list)
+    _num_waiting: int = 0
     _old: dict[int, Shard] = field(default_factory=dict)
     _new: dict[int, ShardWriter] = field(default_factory=dict)
 
     def add(self, frame: Frame) -> None:
-        numbers = frame.places // self.content.geometry.shard_labels
+        """Frames are merged many at once: a training loop's are small."""
+        self._waiting.append(frame)
+        self._num_waiting += len(frame.places)
+        if self._num_waiting >= _LABELS_AT_ONCE or self._num_waiting * frame.records.shape[1] >= _BYTES_AT_ONCE:
+            self._merge_waiting()
+
+    def _merge_waiting(self) -> None:
+        if not self._waiting:
+            return
+        all_places = np.concatenate([frame.places for frame in self._waiting])
+        records = np.concatenate([frame.records for frame in self._waiting])
+        self._waiting, self._num_waiting = [], 0
+        numbers = all_places // self.content.geometry.shard_labels
         for number in np.unique(numbers).tolist():
             rows = np.flatnonzero(numbers == number)
-            places = frame.places[rows] - number * self.content.geometry.shard_labels
+            places = all_places[rows] - number * self.content.geometry.shard_labels
             old = self._old_shard(number)
             if old is not None:
                 new = ~old.intact(places)
                 rows, places = rows[new], places[new]
             if len(rows):
-                self.new_labels += self._writer(number).add(places, frame.records[rows])
+                self.new_labels += self._writer(number).add(places, records[rows])
 
     def finish(self) -> tuple[ShardFiles, ...]:
         """All valid shards, after every new one is on disk."""
+        self._merge_waiting()
         valid = {files.number: files for files in self.content.shards}
         for number, writer in self._new.items():
             old = self._old_shard(number)

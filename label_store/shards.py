@@ -23,8 +23,9 @@ from teacherfarm.label_store.label_directory import (
     put_in_place,
 )
 from teacherfarm.label_store.presence import Positions, Presence
+from teacherfarm.label_store.shard_space import ShardSpace
 
-_UNTOUCHED, _USABLE, _WHOLE, _NOTHING = 0, 1, 2, 3
+UNTOUCHED, USABLE, WHOLE, NOTHING = range(4)
 """Trust in a block: not yet checked; checked, see its bitmap; checked and full; absent or damaged."""
 
 OnDamage = Callable[[str, int, int], None]
@@ -32,54 +33,59 @@ OnDamage = Callable[[str, int, int], None]
 
 
 class Shard:
-    """A sealed shard. A damaged block, or a damaged table, reads as absent; ``on_damage`` is told once."""
+    """A sealed shard. A damaged block, or a damaged table, reads as absent; ``on_damage`` is told once.
 
-    def __init__(self, root: Path, files: ShardFiles, geometry: Geometry, on_damage: OnDamage) -> None:
+    ``space``: where all shards are mapped, one behind the other. ``trust`` [blocks]: where to keep what is known.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: ShardFiles,
+        geometry: Geometry,
+        on_damage: OnDamage,
+        *,
+        space: ShardSpace | None = None,
+        trust: NDArray[np.uint8] | None = None,
+    ) -> None:
         self.files = files
         self._geometry = geometry
         self._on_damage = on_damage
         self._shift = geometry.block_labels.bit_length() - 1
         self._num_blocks = geometry.shard_blocks(files.number)
         self._labels = np.zeros((0, geometry.label_bytes), np.uint8)
-        self._trust = np.full(self._num_blocks, _NOTHING, np.uint8)
+        self._space = space
+        self._trust = np.empty(self._num_blocks, np.uint8) if trust is None else trust
+        self._trust[:] = NOTHING
         self.table: BlockTable | None = None
         try:
             self.table = read_table(root, files, geometry)
         except ValueError:
             on_damage(files.table_file, files.number, -1)
         if self.table is not None and self._map(root):
-            self._trust[:] = np.where(self.table.states == ABSENT, _NOTHING, _UNTOUCHED)
+            self._trust[:] = np.where(self.table.states == ABSENT, NOTHING, UNTOUCHED)
             self._bitmap_rows = self.table.bitmap_rows()
 
-    def take(self, places: Positions, out: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
-        """Copy the labels at ``places`` to ``out`` [N, bytes]; which of them are there, None for all.
+    def take(self, places: Positions, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Copy the labels at ``places`` to ``out`` [N, bytes]; which of them are there.
 
         Rows of ``out`` that are not there are left as they come.
         """
-        blocks = places >> self._shift
-        trust = self._trust[blocks]
-        if not (trust == _WHOLE).all():
-            if (trust == _UNTOUCHED).any():
-                self._check(np.unique(blocks[trust == _UNTOUCHED]))
-            here = self._there(places, blocks)
-            if not here.all():
-                out[here] = self._labels[places[here]]
-                return here
-        # "clip" writes straight to `out`: places were found to be there.
-        np.take(self._labels, places, axis=0, out=out, mode="clip")
-        return None
+        here = self.intact(places)
+        out[here] = self._labels[places[here]]
+        return here
 
     def intact(self, places: Positions) -> NDArray[np.bool_]:
         """Which labels are there, and in blocks whose checksum holds."""
         blocks = places >> self._shift
-        untouched = self._trust[blocks] == _UNTOUCHED
+        untouched = self._trust[blocks] == UNTOUCHED
         if untouched.any():
             self._check(np.unique(blocks[untouched]))
         return self._there(places, blocks)
 
     def check_blocks(self, start: int, stop: int) -> None:
         """Check the blocks from ``start`` before ``stop`` that were not touched yet."""
-        self._check(start + np.flatnonzero(self._trust[start:stop] == _UNTOUCHED))
+        self._check(start + np.flatnonzero(self._trust[start:stop] == UNTOUCHED))
 
     def block(self, number: int) -> tuple[Positions, NDArray[np.uint8]]:
         """The intact labels of one block, and their places."""
@@ -92,12 +98,12 @@ class Shard:
         """Blocks that were touched and found damaged; all that have labels where the table or the file is."""
         if self.table is None:
             return np.arange(self._num_blocks)
-        return np.flatnonzero((self._trust == _NOTHING) & (self.table.states != ABSENT))
+        return np.flatnonzero((self._trust == NOTHING) & (self.table.states != ABSENT))
 
     def _there(self, places: Positions, blocks: NDArray[np.int64]) -> NDArray[np.bool_]:
         trust = self._trust[blocks]
-        here: NDArray[np.bool_] = trust == _WHOLE
-        partial = np.flatnonzero(trust == _USABLE)
+        here: NDArray[np.bool_] = trust == WHOLE
+        partial = np.flatnonzero(trust == USABLE)
         if len(partial) and self.table is not None:
             inside = places[partial] & (self._geometry.block_labels - 1)
             bits: NDArray[np.uint8] = self.table.bitmaps[self._bitmap_rows[blocks[partial]], inside >> 3]
@@ -113,10 +119,10 @@ class Shard:
         for block in blocks.tolist():
             content = self._labels[block * size : (block + 1) * size]
             if digest(content.data, seed + block) != self.table.checksums[block]:
-                self._trust[block] = _NOTHING
+                self._trust[block] = NOTHING
                 self._on_damage(self.files.labels_file, number, block)
             else:
-                self._trust[block] = _WHOLE if self.table.states[block] == FULL else _USABLE
+                self._trust[block] = WHOLE if self.table.states[block] == FULL else USABLE
 
     def _map(self, root: Path) -> bool:
         shape = (self._geometry.shard_size(self.files.number), self._geometry.label_bytes)
@@ -124,11 +130,14 @@ class Shard:
             with open(root / self.files.labels_file, "rb") as file:
                 if os.fstat(file.fileno()).st_size != shape[0] * shape[1]:
                     raise ValueError("it is not as long as its labels")
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                if self._space is not None:
+                    self._labels = self._space.map(self.files.number, file)
+                else:
+                    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._labels = np.frombuffer(content, np.uint8).reshape(shape)
         except (OSError, ValueError):
             self._on_damage(self.files.labels_file, self.files.number, -1)
             return False
-        self._labels = np.frombuffer(content, np.uint8).reshape(shape)
         return True
 
 
@@ -173,13 +182,13 @@ class ShardWriter:
         first = np.unique(places, return_index=True)[1]
         first = first[~self._presence.has(places[first])]
         places, labels = places[first], labels[first]
-        for block in np.unique(places // self._geometry.block_labels):
-            if not self._reserved[block]:
-                label_bytes, size = self._geometry.label_bytes, self._geometry.block_labels
-                room = self._geometry.block_size(self._number, int(block)) * label_bytes
-                # Writing to mapped memory that the disk has no room for would kill this process.
-                os.posix_fallocate(self._file.fileno(), int(block) * size * label_bytes, room)
-                self._reserved[block] = True
+        blocks = places // self._geometry.block_labels
+        label_bytes, size = self._geometry.label_bytes, self._geometry.block_labels
+        for block in np.unique(blocks[~self._reserved[blocks]]).tolist():
+            room = self._geometry.block_size(self._number, block) * label_bytes
+            # Writing to mapped memory that the disk has no room for would kill this process.
+            os.posix_fallocate(self._file.fileno(), block * size * label_bytes, room)
+            self._reserved[block] = True
         self._labels[places] = labels
         self._presence.add(places)
         return len(places)
