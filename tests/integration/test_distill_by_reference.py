@@ -57,6 +57,22 @@ def test_the_student_is_the_one_that_pixels_make(farm, data, tmp_path, capsys):
     assert received == 24 * 4 * 20 + (2 * 4 + 8) * crop
 
 
+@pytest.mark.filterwarnings("ignore:.*replayed again and again")
+def test_labels_of_references_are_recorded_and_replayed(farm, data, tmp_path):
+    torch.set_num_threads(1)
+    kept = str(tmp_path / "labels")
+    assert distill(farm, data, tmp_path / "recorded", "--by-reference", "mine", "--record", kept) == 0
+    received = farm.metric(RECEIVED, wire="zmq")
+    again = ("--labels", kept, "--order", "cycle", "--by-reference", "mine")
+    assert distill(farm, data, tmp_path / "replayed", *again) == 0
+    recorded, replayed = (torch.load(tmp_path / name / "student.pt") for name in ("recorded", "replayed"))
+    for name in recorded:
+        assert torch.equal(recorded[name], replayed[name]), name
+    assert farm.metric(RECEIVED, wire="zmq") - received == 8 * 32 * 32 * 3, (
+        "centre crops to evaluate with, and no other"
+    )
+
+
 def test_what_differs_may_stop_the_run_by_name(farm, data, tmp_path, capsys):
     assert distill(farm, data, tmp_path, "--by-reference", "mine", "--on-refused", "raise") == 1
     assert "cannot be cut by the server" in capsys.readouterr().err
