@@ -153,10 +153,10 @@ def test_where_float16_cannot_say_a_box_the_image_gets_float32():
 
 
 def test_fkds_own_float16_is_replayed_as_fkd_replays_it_a_pixel_off_and_never_outside():
-    size = (6001, 4000)
+    size = (8001, 4000)
     boxes = random_boxes(*size, 3, num=5000)
     # Those that end at the lower edge may be put two pixels outside.
-    boxes["height"][:3000] = np.arange(3000) + 1
+    boxes["height"][:3000] = np.arange(3000) + 100
     boxes["top"][:3000] = size[0] - boxes["height"][:3000]
     coords = fkd.fractions(plain(boxes), *size, np.float16)
     replayed, inside = replayed_boxes(coords, *size)
