@@ -227,6 +227,18 @@ def test_unreadable_images_are_neither_recorded_nor_missed(images, tmp_path):
     )
 
 
+def test_starved_crops_are_not_recorded(images, tmp_path):
+    client = FakeTeacher()
+    client.starve = set(range(0, 256, 2))
+    first = record(images, tmp_path / "labels", teacher=client)
+    answered = sum(sum(weight) for _, _, weight in first)
+    assert 0 < answered < 8 * VIEWS
+    labels, dataset = RecordedLabels.open(str(tmp_path / "labels")), crops_of(images, rendering=None)
+    assert len(labels) == answered
+    replayed = loader_of(dataset, RecordedTeacher(labels, dataset, on_missing="skip"), pixels=False)
+    assert epochs(replayed, VIEWS) == first
+
+
 def test_a_full_disk_stops_the_recording_and_not_the_training(images, tmp_path, caplog, monkeypatch):
     whole = record(images, tmp_path / "whole")
     dataset = crops_of(images)
