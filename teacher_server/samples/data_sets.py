@@ -17,6 +17,7 @@ from teacherfarm.protos.crop import CropFormat
 from teacherfarm.protos.faults import (
     BadDataSet,
     BadReference,
+    GoingAway,
     NotReady,
     UnknownDataSet,
     WrongCropSize,
@@ -42,6 +43,7 @@ class DataSets:
         self._cache = cache
         self._threads = threads
         self._open: dict[str, ServedSamples] = {}
+        self._closed = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cut", initializer=_one_thread_each)
 
     def __repr__(self) -> str:
@@ -56,7 +58,8 @@ class DataSets:
             self._open[name] = await asyncio.get_running_loop().run_in_executor(None, self._index, name, place)
 
     def close(self) -> None:
-        """Cut nothing more."""
+        """Cut nothing more, and index nothing more."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def cutter(self, view: SampleView, crop_format: CropFormat) -> CropCutter:
@@ -97,6 +100,8 @@ class DataSets:
         def progress(count: int) -> None:
             nonlocal done, told_s
             done += count
+            if self._closed:
+                raise GoingAway(f"data set {name!r} was not indexed: the server ends")
             if time.monotonic() - told_s > PROGRESS_S:
                 told_s = time.monotonic()
                 log.info("data set %s: indexed %d of %d samples", name, done, len(reader))

@@ -231,6 +231,11 @@ def test_a_project_names_crops_of_its_own_data_sets_alone(wire, start_farm, imag
             wait_for(lambda: teacher.label(crops) is None, 20)
 
 
+def test_a_server_without_its_data_set_says_so_and_ends(start_farm, tmp_path):
+    with pytest.raises(AssertionError, match=r"(?s)ended with 1 before.*BadDataSet: no data set at .*absent"):
+        start_farm("--dataset", f"train={tmp_path / 'absent'}", "--dataset-cache", str(tmp_path))
+
+
 def test_what_is_no_crop_is_refused(wire, farm, images):
     address = getattr(farm, wire)
     references, _ = explicit(images)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from teacherfarm.crops import sample_index
 from teacherfarm.crops.crop_plan import BOX, CropPlan
 from teacherfarm.crops.cutting import decode_and_cut
 from teacherfarm.crops.mixing import draw_cutmix, draw_funmatch_mix, mix_crops, mix_references
@@ -18,6 +19,7 @@ from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import (
     BadDataSet,
     BadReference,
+    GoingAway,
     NotReady,
     SampleChanged,
     SampleMismatch,
@@ -239,6 +241,24 @@ async def test_an_index_is_kept_between_starts_and_a_bad_folder_for_it_stops_not
     (await served(images, tmp_path / "cache")).close()
     with pytest.raises(BadDataSet, match="no data set at"):
         await served(tmp_path / "absent", tmp_path)
+
+
+@on_loop
+async def test_a_server_that_ends_waits_for_no_index(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_index, "_ROWS_AT_ONCE", 1)
+    data_sets = DataSets({"train": str(images)}, cache=tmp_path / "cache", threads=1)
+    real = sample_index.image_size
+    seen = []
+
+    def slow(data, name):
+        seen.append(name)
+        data_sets.close()
+        return real(data, name)
+
+    monkeypatch.setattr(sample_index, "image_size", slow)
+    with pytest.raises(GoingAway, match="'train' was not indexed"):
+        await data_sets.start()
+    assert not (tmp_path / "cache").exists()
 
 
 @on_loop
