@@ -213,6 +213,11 @@ def check_status_page(url: str) -> list[Finding]:
         findings.append(problem("ready", text.strip(), "the server's log says why; students wait meanwhile"))
     else:
         findings.append(ok("ready", "every teacher is served"))
+        findings += [
+            warning("kept labels", line, "the server's log says since when; it goes on and tries again by itself")
+            for line in text.splitlines()
+            if line.startswith("ready, but")
+        ]
     try:
         shown = json.loads(_get(f"{base}/teachers")[1])
         findings += [ok(f"teacher {t['name']}", f"{t['state']}, digest {t['teacher_digest'][:12]}") for t in shown]

@@ -90,23 +90,22 @@ class KeptLabels:
         """Look these rows up among the project's own labels; ``keys`` of all rows are the student's."""
         lookup = Lookup(keys, rows, self._dtype)
         await self._fill(lookup.found, self._own, {row: keys[row] for row in rows})
-        self._counts(len(lookup.found), len(rows) - len(lookup.found))
+        self._counts(len(lookup.found), 0)
         return lookup
 
     async def find_shared(
         self, lookup: Lookup, pixels: NDArray[Any], rows: Sequence[int]
     ) -> tuple[NDArray[Any], Sequence[int]]:
         """Look rows that are missing up by their pixels, where the project shares; what is left of both."""
-        if not self._shares() or not len(rows):
-            return pixels, rows
-        lookup.digests = dict(zip(rows, await pixel_digests(pixels), strict=True))
         found: dict[int, bytes] = {}
-        await self._fill(found, self._shared, lookup.digests)
+        if self._shares() and len(rows):
+            lookup.digests = dict(zip(rows, await pixel_digests(pixels), strict=True))
+            await self._fill(found, self._shared, lookup.digests)
+        self._counts(len(found), len(rows) - len(found))
         if not found:
             return pixels, rows
         self._put(self._own.scope, lookup.keys, found)
         lookup.found |= found
-        self._counts(len(found), -len(found))
         left = [place for place, row in enumerate(rows) if row not in found]
         return pixels[left], [rows[place] for place in left]
 

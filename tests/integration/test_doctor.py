@@ -235,6 +235,13 @@ def test_a_status_page(doctor, tiny_farm):
     assert problems(doctor(f"http://127.0.0.1:{port}")[1]) == ["status page"]
 
 
+def test_a_label_store_that_is_gone_is_a_warning(doctor, start_farm):
+    farm = start_farm("--store", "redis://127.0.0.1:1/0")
+    status, found, _ = doctor(farm.http)
+    assert (status, found["ready"]["level"], found["kept labels"]["level"]) == (0, "ok", "warning")
+    assert "without kept labels in redis: redis://127.0.0.1:1/0: gone" in found["kept labels"]["found"]
+
+
 def test_one_alternative_of_two_is_down(doctor, tiny_farm):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
