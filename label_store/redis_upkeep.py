@@ -24,7 +24,7 @@ class RedisUpkeep:
         self._shown = shown(url)
         self._client: Any = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
         try:
-            described: dict[bytes, bytes] = self._client.hgetall(SCOPES)
+            described: Any = self._client.hgetall(SCOPES)
         except RedisError as error:
             self._client.close()
             raise LabelStoreFault(f"{self._shown} does not answer: {error}") from error
