@@ -22,7 +22,7 @@ def quantise(distributions, form):
 
 
 def decode(kept, form, num_classes):
-    """A batch of kept labels as dense targets, by METHODS' decode formulas."""
+    """A batch of kept labels as dense targets, by the decode formulas of its paper."""
     kept = torch.as_tensor(np.asarray(kept))
     if form == "full":
         return kept.float()

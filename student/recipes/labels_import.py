@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
         write_card(options.out, card)
         seeds = _seeds(options.out, manifest) if source.mixing != "none" else None
         rows = _missing(recorder, index, source.views)
-        done_before = source.total - len(rows) * source.total // max(1, len(index))
+        done_before = (len(index) - len(rows)) * source.total // max(1, len(index))
         with tqdm(total=source.total, initial=done_before, desc="importing", unit=source.unit, disable=None) as bar:
             for part in source.parts(manifest.record_dtype, rows):
                 recorder.add(part.rows, part.views, part.records, part.boxes)
@@ -59,7 +59,10 @@ def main(options: argparse.Namespace) -> int:
                 absent += part.absent
                 added += len(part.rows)
                 bar.update(part.done)
-    print(f"imported {added} labels into {options.out}: {source.views} views of {len(index)} images, by {card.name}")
+    print(
+        f"imported {added} labels into {options.out}: {source.views} views of {len(index)} images, by {card.name}"
+        + (f"; {done_before} {source.unit}s were there already" if done_before else "")
+    )
     if absent:
         print(f"{absent} {'keys have no image' if source.mixing != 'none' else 'images have no label file'} there")
     if named:
