@@ -31,11 +31,12 @@ from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
 
 VIEWS = 4
-BATCH_IMAGES = 8
+BATCH_IMAGES = 4
 BATCH_CROPS = VIEWS * BATCH_IMAGES
 BATCHES_IN_FLIGHT = 8
-NUM_PIXEL_BATCHES = 6
-SETTLE_S = 1.6
+NUM_PIXEL_BATCHES = 12
+JPEG_SLICES = 8
+SETTLE_S = 1.0
 """Before each slice, not counted: a window of raw crops takes as long on the link."""
 RENDERING = Rendering(height=SIZE, width=SIZE)
 PLAN = CropPlan(seed=1)
@@ -69,22 +70,21 @@ class Asking:
     crops: int = field(default=0)
 
     async def run_slice(self, seconds: float) -> float:
-        """Labels/s of some seconds, after the window has filled."""
+        """Labels/s of some seconds, from one answer to another, after the window has filled."""
         loop = asyncio.get_running_loop()
         start_s = loop.time() + SETTLE_S
         end_s = start_s + seconds
-        counted = 0
+        answered_s: list[float] = []
 
         async def ask() -> None:
-            nonlocal counted
             while loop.time() < end_s:
                 labels = await self.teacher.label(next(self.batches))
                 self.crops += len(labels)
                 if start_s <= loop.time() < end_s:
-                    counted += len(labels)
+                    answered_s.append(loop.time())
 
         await asyncio.gather(*(ask() for _ in range(BATCHES_IN_FLIGHT)))
-        return counted / seconds
+        return BATCH_CROPS * (len(answered_s) - 1) / (answered_s[-1] - answered_s[0])
 
 
 async def measure(address: str, folder: str, dataset: str, seconds: float) -> dict[str, Any]:
@@ -119,9 +119,10 @@ async def measure(address: str, folder: str, dataset: str, seconds: float) -> di
             "raw pixels": await asking(itertools.cycle(ready)),
             "JPEG pixels": await asking(itertools.cycle(ready), codec="jpeg"),
         }
-        contestants: dict[str, RunSlice] = {name: way.run_slice for name, way in ways.items()}
-        plan = plan_slices(seconds, len(ways), shortest_s=0.5, longest_s=3.0, around_s=SETTLE_S + 1.0)
+        contestants: dict[str, RunSlice] = {name: way.run_slice for name, way in ways.items() if name != "JPEG pixels"}
+        plan = plan_slices(seconds, len(contestants), shortest_s=1.0, longest_s=3.0, around_s=SETTLE_S + 0.8)
         rates = await interleave(contestants, rounds=plan.rounds, slice_s=plan.slice_s)
+        rates["JPEG pixels"] = [await ways["JPEG pixels"].run_slice(plan.slice_s) for _ in range(JPEG_SLICES)]
     return {
         "rates": rates,
         "bytes_per_crop": {name: way.counter.bytes_sent / way.crops for name, way in ways.items()},
