@@ -10,12 +10,19 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.label_store.pickle_values import (
+    ALLOWED,
+    Global,
+    NumberType,
+    PickledArray,
+    PickledStorage,
+    PickledTensor,
+)
 from teacherfarm.protos.faults import BadLabelFile, UnsafeLabelFile
 
 MAX_INSTRUCTIONS = 20_000
@@ -26,83 +33,6 @@ MAX_AXES = 8
 _ELEMENT = re.compile(r"[<>=|]?(f[248]|[iu][1248]|b1)")
 _MARK = object()
 _HOOKS = object()
-
-_STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "bf16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "|i1",
-    "ByteStorage": "|u1",
-    "BoolStorage": "|b1",
-}
-_TORCH_TYPES = {"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
-
-
-@dataclass(frozen=True)
-class _Global:
-    """What stands in for a class or function that a pickle may name."""
-
-    kind: str
-    detail: str = ""
-
-
-_ALLOWED = {
-    ("_codecs", "encode"): _Global("encode"),
-    ("__builtin__", "bytes"): _Global("bytes"),
-    ("builtins", "bytes"): _Global("bytes"),
-    ("collections", "OrderedDict"): _Global("hooks"),
-    ("numpy", "ndarray"): _Global("ndarray"),
-    ("numpy", "dtype"): _Global("dtype"),
-    ("numpy.core.multiarray", "_reconstruct"): _Global("array"),
-    ("numpy._core.multiarray", "_reconstruct"): _Global("array"),
-    ("numpy.core.numeric", "_frombuffer"): _Global("buffer"),
-    ("numpy._core.numeric", "_frombuffer"): _Global("buffer"),
-    ("torch._utils", "_rebuild_tensor_v2"): _Global("tensor"),
-    ("torch._utils", "_rebuild_tensor_v3"): _Global("tensor"),
-    ("torch.storage", "UntypedStorage"): _Global("storage"),
-    **{("torch", name): _Global("storage", number_type) for name, number_type in _STORAGES.items()},
-    **{("torch", name): _Global("torch type", number_type) for name, number_type in _TORCH_TYPES.items()},
-}
-
-
-@dataclass
-class _NumberType:
-    code: str
-    big_endian: bool = False
-
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(">" if self.big_endian else "<")
-
-
-@dataclass
-class PickledArray:
-    """A numpy array; ``array`` is read-only and None until the pickle has told its content."""
-
-    array: NDArray[Any] | None = None
-
-
-@dataclass(frozen=True)
-class PickledStorage:
-    """Bytes that lie beside the pickle; ``number_type`` is empty where the tensor has it."""
-
-    key: str
-    number_type: str
-    num_elements: int
-
-
-@dataclass(frozen=True)
-class PickledTensor:
-    """A torch tensor: which elements of a storage it shows. ``number_type``: numpy's name, or "bf16"."""
-
-    storage: PickledStorage
-    number_type: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
 
 
 def read_pickle(data: bytes, start: int, name: str) -> tuple[object, int]:
@@ -185,7 +115,7 @@ class _Machine:
         # Only strings: the text of nested lists can be endless.
         if not isinstance(module, str) or not isinstance(name, str):
             self.refuse("asks for something without a name")
-        known = _ALLOWED.get((module, name))
+        known = ALLOWED.get((module, name))
         if known is None:
             self.refuse(f"asks for {module}.{name}")
         self.stack.append(known)
@@ -193,7 +123,7 @@ class _Machine:
     def reduce(self) -> None:
         arguments = self.stack.pop()
         made_by = self.stack.pop()
-        if not isinstance(made_by, _Global) or not isinstance(arguments, tuple):
+        if not isinstance(made_by, Global) or not isinstance(arguments, tuple):
             self.refuse(f"calls a {type(made_by).__name__}")
         match made_by.kind, arguments:
             case "encode", (str(text), "latin1" | "latin-1"):
@@ -205,16 +135,16 @@ class _Machine:
                 self.stack.append(b"")
             case "hooks", ():
                 self.stack.append(_HOOKS)
-            case "array", (_Global("ndarray"), (0,), b"b"):
+            case "array", (Global("ndarray"), (0,), b"b"):
                 self.stack.append(PickledArray())
             case "dtype", (str(code), int(), int()) if _ELEMENT.fullmatch(code):
-                self.stack.append(_NumberType(code[-2:], code[0] == ">"))
+                self.stack.append(NumberType(code[-2:], code[0] == ">"))
             case "dtype", (str(code), *_):
                 self.refuse(f"holds an array of type {code[:40]!r}, not of numbers")
-            case "buffer", (bytes(content), _NumberType() as number_type, tuple(shape), "C" | "F" as order):
+            case "buffer", (bytes(content), NumberType() as number_type, tuple(shape), "C" | "F" as order):
                 self.stack.append(PickledArray(_array(content, number_type, shape, order == "F")))
             case "tensor", (PickledStorage() as storage, int(offset), tuple(shape), tuple(strides), bool(), _, *rest):
-                own = [part.detail for part in rest if isinstance(part, _Global) and part.kind == "torch type"]
+                own = [part.detail for part in rest if isinstance(part, Global) and part.kind == "torch type"]
                 element = own[0] if own else storage.number_type
                 self.stack.append(PickledTensor(storage, element, offset, _whole(shape), _whole(strides)))
             case _:
@@ -223,16 +153,16 @@ class _Machine:
     def build(self) -> None:
         state = self.stack.pop()
         match self.stack[-1], state:
-            case _NumberType() as number_type, (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
+            case NumberType() as number_type, (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
                 number_type.big_endian = order == ">"
-            case PickledArray(array=None) as whole, (1, tuple(shape), _NumberType() as kind, bool(fortran), bytes(raw)):
+            case PickledArray(array=None) as whole, (1, tuple(shape), NumberType() as kind, bool(fortran), bytes(raw)):
                 whole.array = _array(raw, kind, shape, fortran)
             case thing, _:
                 self.refuse(f"sets the state of a {type(thing).__name__}")
 
     def persistent(self) -> None:
         match self.stack.pop():
-            case ("storage", _Global("storage", number_type), str(key), str(), int(num_elements), *rest) if rest in (
+            case ("storage", Global("storage", number_type), str(key), str(), int(num_elements), *rest) if rest in (
                 [],
                 [None],
             ):
@@ -262,7 +192,7 @@ def _whole(numbers: tuple[object, ...]) -> tuple[int, ...]:
     return cast("tuple[int, ...]", numbers)
 
 
-def _array(content: bytes, number_type: _NumberType, shape: tuple[object, ...], fortran: bool) -> NDArray[Any]:
+def _array(content: bytes, number_type: NumberType, shape: tuple[object, ...], fortran: bool) -> NDArray[Any]:
     """An array over ``content``, not a copy; ValueError where shape and content do not fit."""
     return np.frombuffer(content, number_type.dtype()).reshape(_whole(shape), order="F" if fortran else "C")
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.label_store.restricted_pickle import PickledArray, PickledStorage, PickledTensor, read_pickle
+from teacherfarm.label_store.pickle_values import PickledArray, PickledStorage, PickledTensor
+from teacherfarm.label_store.restricted_pickle import read_pickle
 from teacherfarm.protos.faults import BadLabelFile
 
 Arrays = list[NDArray[Any]]
