@@ -22,7 +22,7 @@ from teacherfarm.label_store.presence import Positions, Presence
 from teacherfarm.label_store.sample_matching import match_samples
 from teacherfarm.label_store.shard_space import ShardSpace
 from teacherfarm.label_store.shards import NOTHING, WHOLE, Shard
-from teacherfarm.label_store.unsealed_labels import UnsealedLabels, known_labels
+from teacherfarm.label_store.unsealed_labels import UnsealedLabels, known_labels, sealed_labels
 from teacherfarm.protos.soft_label import SoftLabels
 
 __all__ = ["Damage", "LabelRecorder", "Manifest", "RecordedLabels", "TeacherIdentity"]
@@ -67,8 +67,11 @@ class RecordedLabels:
         self._shards: list[Shard | None] = [None] * content.geometry.num_shards
         self._map_shards()
         unsealed.scan(content.manifest, content.geometry.num_labels)
+        self._num_unsealed = 0
         if len(unsealed):
-            log.info("%s: %d labels are not sealed: `teacherfarm labels seal %s`", directory, len(unsealed), directory)
+            new = ~sealed_labels(directory, content).has(unsealed.places)
+            self._num_unsealed = int(new.sum())
+            log.info("%s: %d labels are not sealed: `teacherfarm labels seal`", directory, self._num_unsealed)
 
     @classmethod
     def open(
@@ -86,7 +89,7 @@ class RecordedLabels:
 
     def __len__(self) -> int:
         """Labels that were written: sealed, or in journals."""
-        return self.num_sealed + len(self._unsealed)
+        return self.num_sealed + self._num_unsealed
 
     def __repr__(self) -> str:
         return (

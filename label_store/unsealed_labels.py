@@ -88,6 +88,13 @@ def _close(files: list[IO[bytes]]) -> None:
 
 def known_labels(directory: LabelDirectory, content: Content, unsealed: UnsealedLabels) -> Presence:
     """Which labels were written, by the shards' tables and the journals; the labels themselves are not checked."""
+    presence = sealed_labels(directory, content)
+    presence.add(unsealed.places)
+    return presence
+
+
+def sealed_labels(directory: LabelDirectory, content: Content) -> Presence:
+    """Which labels are sealed, by the shards' tables."""
     geometry = content.geometry
     presence = Presence(geometry.num_labels)
     for files in content.shards:
@@ -100,5 +107,4 @@ def known_labels(directory: LabelDirectory, content: Content, unsealed: Unsealed
         bits[table.states == PARTIAL] = table.bitmaps
         start = files.number * geometry.shard_labels
         presence.add_packed(start, bits.reshape(-1)[: len(presence.bits) - (start >> 3)])
-    presence.add(unsealed.places)
     return presence

@@ -25,11 +25,12 @@ def main(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from teacherfarm.label_store.sealing import journal_bytes, seal
+    from teacherfarm.student.recipes.recorded_stats import counted
 
     total = journal_bytes(options.location)
     with tqdm(total=total, unit="B", unit_scale=True, desc="sealing", disable=None) as bar:
         sealed = seal(options.location, progress=bar.update)
-    print(f"sealed: {sealed.new_labels:,} new labels of {sealed.journals} writers")
+    print(f"sealed: {sealed.new_labels:,} new labels from {counted(sealed.journals, 'journal')}")
     if sealed.live:
-        print(f"{sealed.live} writers are still at work, and keep theirs until they end")
+        print(f"left: {counted(sealed.live, 'journal')} of writers that are still at work")
     return 0

@@ -39,6 +39,7 @@ def rows(labels: RecordedLabels) -> list[tuple[str, str]]:
     teacher = manifest.teacher
     size = size_on_disk(labels.directory.root)
     per_label = f", {size / len(labels):.2f} bytes per label" if len(labels) else ""
+    files = f"{counted(len(labels.content.shards), 'shard')} and {counted(labels.num_journals, 'journal')}"
     lines = [
         ("labels", f"{len(labels):,} of {total:,} ({_share(len(labels), total)}) in {labels.directory}"),
         ("", f"{len(labels.index):,} samples x {manifest.views} views"),
@@ -49,10 +50,7 @@ def rows(labels: RecordedLabels) -> list[tuple[str, str]]:
         ),
         ("kind", kind(manifest)),
         ("crops", crops(manifest)),
-        (
-            "on disk",
-            f"{_bytes(size)} in {len(labels.content.shards)} shards and {labels.num_journals} journals{per_label}",
-        ),
+        ("on disk", f"{_bytes(size)} in {files}{per_label}"),
         ("sealed", f"{labels.num_sealed:,}, {len(labels) - labels.num_sealed:,} not yet"),
     ]
     lines += [("" if number else "writers", text) for number, text in enumerate(writers(labels.directory.journals()))]
@@ -120,6 +118,11 @@ def size_on_disk(root: Path) -> int:
     """Bytes of everything but the index of samples, as far as they take room."""
     files = (path for path in root.rglob("*") if path.is_file() and path.name != SAMPLES_FILE)
     return sum(min(path.stat().st_size, path.stat().st_blocks * 512) for path in files)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 shard, 2 shards."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _is_locked(path: Path) -> bool:

@@ -28,7 +28,7 @@ from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.protos.teacher_card import GOLDEN_TOLERANCE
 from teacherfarm.student.recipes.distill_command import add_teacher_arguments
 from teacherfarm.student.recipes.label_drift import drift
-from teacherfarm.student.recipes.recorded_stats import open_with_bar
+from teacherfarm.student.recipes.recorded_stats import counted, open_with_bar
 
 if TYPE_CHECKING:
     from teacherfarm.student.blocking import LabelFuture, TeacherClient
@@ -94,13 +94,12 @@ def check_blocks(labels: RecordedLabels) -> bool:
     if len(named) > MOST_NAMED:
         print(f"... and {len(named) - MOST_NAMED} more")
     if len(labels) > labels.num_sealed:
-        print(
-            f"journals: {len(labels) - labels.num_sealed:,} labels in {labels.num_journals} are intact, and not sealed"
-        )
+        unsealed = len(labels) - labels.num_sealed
+        print(f"journals: {counted(unsealed, 'label')} in {counted(labels.num_journals, 'journal')} are intact")
     if named:
         print(
-            f"checksums: {len(named)} damaged parts. They read as absent, and are asked again where a teacher is at "
-            f"hand; `teacherfarm labels verify {labels.directory} --drop-damaged` lets recording fill them"
+            f"checksums: {counted(len(named), 'damaged part')}, not used but asked again where a teacher is at hand; "
+            f"`teacherfarm labels verify {labels.directory} --drop-damaged` lets recording fill them"
         )
     else:
         print(f"checksums: all of {labels.num_sealed:,} sealed labels are what was written")

@@ -160,7 +160,7 @@ def test_damage_in_a_journal_is_named(recorded, tmp_path, capsys):
         recorder.add(np.array([row]), np.array([0]), labels.read(np.array([row]), np.array([0]))[0])
     recorder.close(seal=False)
     assert run(tmp_path) == 0
-    assert "journals: 2 labels in 1 are intact, and not sealed" in capsys.readouterr().out
+    assert "journals: 2 labels in 1 journal are intact" in capsys.readouterr().out
     (path,) = (tmp_path / "journals").iterdir()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert run(tmp_path) == 1
@@ -202,7 +202,7 @@ def test_stats_is_a_table_for_people(recorded, tmp_path, capsys):
     assert "10 classes, softmax" in said
     assert ("the 3 best classes at T=1" if labels.manifest.spec.top_k else "all classes at T=1") in said
     assert "plan of seed 5: scale 0.08..1" in said
-    assert "in 1 shards and 2 journals" in said
+    assert "in 1 shard and 2 journals" in said
     assert "40, 2 not yet" in said
     assert said.count("writing now") == 1
     assert said.count("`teacherfarm labels seal` takes its labels in") == 1
@@ -227,6 +227,6 @@ def test_seal_and_push(recorded, tmp_path, capsys):
         assert module.main(parser.parse_args(arguments)) == 0
     said = capsys.readouterr().out
     assert "not pushed: what is not sealed" in said
-    assert "sealed: 1 new labels of 1 writers" in said
+    assert "sealed: 1 new labels from 1 journal" in said
     assert "pushed: 1 labels to file://" in said
     assert len(RecordedLabels.open(url)) == 1

@@ -64,6 +64,8 @@ def test_sealed_and_unsealed_labels_are_read_together(tmp_path):
     record(tmp_path, SAMPLES, VIEWS, rows=rows[:2000], views=views[:2000])
     labels = record(tmp_path, SAMPLES, VIEWS, rows=rows[2000:], views=views[2000:], seal=False)
     assert (labels.num_sealed, len(labels)) == (2000, 3500)
+    # What is sealed and recorded once more counts once.
+    assert len(record(tmp_path, SAMPLES, VIEWS, rows=rows[1900:2100], views=views[1900:2100], seal=False)) == 3500
     check_all(labels)
 
 
