@@ -22,6 +22,7 @@ from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.kept_labels import advance
 from teacherfarm.student.recipes.label_command import add_arguments
 from teacherfarm.student.recipes.label_job import Job, Labelling
+from teacherfarm.student.recipes.label_ray import label_by_ray, seal_when_ended
 from teacherfarm.student.recipes.work_meter import WorkMeter
 
 STOPPED = 130
@@ -40,9 +41,9 @@ def main(options: argparse.Namespace) -> int:
             print(f"going on {before} of {due} labels are there already")
         began_s = time.monotonic()
         with StopWish() as wish, WorkMeter("labelling", total=due, done_before=before, unit="label") as meter:
-            if options.engine == "ray":
-                from teacherfarm.student.recipes.label_ray import label_by_ray, seal_when_ended
-
+            if before == due:
+                came = 0
+            elif options.engine == "ray":
                 actors = num_workers(options)
                 came = label_by_ray(
                     job, todo, actors=actors, address=options.ray_address, progress=meter, stop=lambda: wish.noted

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.label_store.sealing import seal
-from teacherfarm.protos.faults import TeacherFarmFault
+from teacherfarm.protos.faults import TeacherFarmFault, from_code
 from teacherfarm.student.recipes.label_job import Job, Labelling, Progress
 from teacherfarm.student.recipes.views_to_label import Todo
 
@@ -29,13 +29,19 @@ class Labeller:
     """What Ray runs, in processes of its own, on any machine that sees the data set and the recording's folder."""
 
     def __init__(self, job: Job) -> None:
-        self.labelling = Labelling(job)
+        self.job = job
+        self.labelling: Labelling | None = None
 
-    def __call__(self, block: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-        """Label the samples of a block; committed when it returns."""
-        todo = self.labelling.todo(block["data"])
-        came = self.labelling.label(todo, workers=0, progress=lambda more: None)
-        return {"labels": np.array([came])}
+    def __call__(self, block: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        """Label the samples of a block; committed when it returns. A fault is an answer: Ray would bury it."""
+        came, code, message = 0, 0, ""
+        try:
+            # Not in the constructor: of a fault there, Ray tells no more than that an actor died.
+            self.labelling = self.labelling or Labelling(self.job)
+            came = self.labelling.label(self.labelling.todo(block["data"]), workers=0, progress=lambda more: None)
+        except TeacherFarmFault as fault:
+            code, message = fault.code, str(fault)
+        return {"labels": np.array([came]), "code": np.array([code]), "message": np.array([message])}
 
 
 def seal_when_ended(directory: str) -> None:
@@ -53,8 +59,13 @@ def label_by_ray(
     ``address``: of a running cluster; else RAY_ADDRESS; else one of this machine is started, and stopped at the end.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    import ray.data
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--engine ray needs Ray Data ({error}): pip install 'teacherfarm[ray]', on every node of the cluster"
+        ) from error
 
     own = address is None and not os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = (
@@ -78,20 +89,10 @@ def label_by_ray(
             more = int(block["labels"].sum())
             came += more
             progress(more)
+            if failed := np.flatnonzero(block["code"]).tolist():
+                raise from_code(int(block["code"][failed[0]]), str(block["message"][failed[0]]))
             if stop():
                 break
         return came
-    except ray.exceptions.RayError as error:
-        raise _our_fault(error) from error
     finally:
         ray.shutdown()
-
-
-def _our_fault(error: BaseException) -> BaseException:
-    """The fault that an actor raised, out of what Ray wraps it in; Ray's own error where there is none."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, TeacherFarmFault):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
