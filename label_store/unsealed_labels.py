@@ -77,7 +77,11 @@ class UnsealedLabels:
         here: NDArray[np.bool_] = self._places[found] == places
         for row in np.flatnonzero(here).tolist():
             source, offset = self._sources[found[row]], self._offsets[found[row]]
-            out[row] = np.frombuffer(os.pread(self._files[source].fileno(), out.shape[1], offset), np.uint8)
+            label = os.pread(self._files[source].fileno(), out.shape[1], offset)
+            # A writer whose disk failed takes back what it had not committed.
+            here[row] = len(label) == out.shape[1]
+            if here[row]:
+                out[row] = np.frombuffer(label, np.uint8)
         return here
 
 

@@ -224,6 +224,15 @@ def test_a_reader_is_not_disturbed_by_sealing(tmp_path):
     check_all(reader)
 
 
+def test_labels_that_a_failing_disk_took_back_are_absent(tmp_path):
+    """A reader may have seen what was never committed."""
+    labels = record(tmp_path, SAMPLES, VIEWS, seal=False)
+    (path,) = labels.directory.journals()
+    os.truncate(path, path.stat().st_size - 10 * 40)
+    rows, views = everything(SAMPLES, VIEWS)
+    assert np.flatnonzero(~labels.read(rows, views)[1]).tolist() == list(range(len(rows) - 10, len(rows)))
+
+
 def test_readers_that_are_gone_leave_nothing_mapped(tmp_path):
     record(tmp_path, SAMPLES, VIEWS)
 
