@@ -52,6 +52,7 @@ def bring_near(location: str, *, near: str | None = None, progress: Progress | N
     folder = local_folder(location)
     if folder is not None:
         return folder
+    location = location.rstrip("/")
     root = Path(near) if near is not None else default_near(location)
     (root / SHARDS).mkdir(parents=True, exist_ok=True)
     files = _file_system(location)
@@ -74,7 +75,7 @@ def bytes_to_copy(location: str) -> int:
     """What copying a place's labels near would take, at most; 0 for a folder."""
     if local_folder(location) is not None:
         return 0
-    manifest = _fetch(_file_system(location), location, MANIFEST_FILE)
+    manifest = _fetch(_file_system(location), location.rstrip("/"), MANIFEST_FILE)
     return shard_bytes(Content.from_bytes(manifest, f"{location}/{MANIFEST_FILE}"))
 
 
@@ -91,6 +92,7 @@ def publish(root: str | Path, location: str, *, progress: Progress | None = None
     directory = LabelDirectory(root)
     content = directory.read()
     directory.read_samples(content.manifest)
+    location = location.rstrip("/")
     files = _file_system(location)
     try:
         files.makedirs(f"{location}/{SHARDS}", exist_ok=True)
@@ -100,7 +102,11 @@ def publish(root: str | Path, location: str, *, progress: Progress | None = None
         if (directory.root / CARD_FILE).exists():
             _send(files, directory.root / CARD_FILE, f"{location}/{CARD_FILE}", None, again=True)
         _send(files, directory.samples_path, f"{location}/{SAMPLES_FILE}", None, again=True)
-        files.pipe_file(f"{location}/{MANIFEST_FILE}", content.to_bytes())
+        folder = local_folder(location)
+        if folder is not None:
+            write_whole(folder / MANIFEST_FILE, content.to_bytes())
+        else:  # where one object is put at once
+            files.pipe_file(f"{location}/{MANIFEST_FILE}", content.to_bytes())
     except Exception as error:  # whatever this file system raises
         raise BadRecording(f"{location} cannot be written: {error}") from error
 

@@ -87,7 +87,7 @@ def test_labels_are_read_from_a_web_server_and_copied_once(served, tmp_path):
     check_all(RecordedLabels.open(url, near=str(tmp_path / "near"), progress=copied.append))
     assert sum(copied) == bytes_to_copy(url) == SAMPLES * VIEWS * 40
     asked.clear()
-    check_all(RecordedLabels.open(url, near=str(tmp_path / "near")))
+    check_all(RecordedLabels.open(f"{url}/", near=str(tmp_path / "near")))
     assert set(asked) == {"/manifest.json"}
 
 
