@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.sample_names import NO_TARGET, class_numbers, is_image, name_array, text
 from teacherfarm.crops.sample_readers import file_stamp
+from teacherfarm.crops.tar_headers import tar_members
 from teacherfarm.protos.faults import BadDataSet, UnreadableImage
 
 CLASS_FIELDS = ("label", "cls", "class", "target", "class_id")
@@ -95,13 +96,10 @@ def _scan(file: str, number: int, found: dict[str, _Member]) -> None:
     """Add what a tar file holds. A name of its key may end in several parts (x.seg.png), a plain ending comes first."""
     here: set[str] = set()
     try:
-        with tarfile.open(file, "r:") as archive:
-            for entry in archive:
-                # The archive would keep every header.
-                archive.members = []  # type: ignore[attr-defined]
-                if not entry.isreg():
-                    continue
-                folder, _, last = entry.name.removeprefix("./").rpartition("/")
+        members = tar_members(file)
+        with open(file, "rb") as opened:
+            for name, offset, size in members:
+                folder, _, last = name.removeprefix("./").rpartition("/")
                 stem, _, ending = last.partition(".")
                 if not stem:
                     continue
@@ -114,12 +112,9 @@ def _scan(file: str, number: int, found: dict[str, _Member]) -> None:
                 member = found.setdefault(key, _Member())
                 ending = ending.lower()
                 if is_image(f".{ending}"):
-                    _add_image(member, key, ending, (number, entry.offset_data, entry.size), file)
-                elif ending in ("cls", "cls.txt", "json") and entry.size <= _MOST_TARGET_BYTES:
-                    content = archive.extractfile(entry)
-                    if content is not None:
-                        with content:
-                            _add_target(member, key, ending, content.read(), file)
+                    _add_image(member, key, ending, (number, offset, size), file)
+                elif ending in ("cls", "cls.txt", "json") and size <= _MOST_TARGET_BYTES:
+                    _add_target(member, key, ending, os.pread(opened.fileno(), size, offset), file)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise BadDataSet(f"{file} cannot be read as an uncompressed tar file ({error})") from error
 
