@@ -107,6 +107,18 @@ def test_nothing_is_asked_twice_of_the_farm(data, start_farm, tmp_path, trained)
     assert farm.metric("teacherfarm_labels_total") == asked + 10
 
 
+def test_what_was_recorded_by_reference_replays(data, start_farm, tmp_path, trained):
+    farm, labels = (
+        start_farm("--dataset", f"ours={data / 'train'}", "--dataset-cache", tmp_path / "cache"),
+        tmp_path / "labels",
+    )
+    streamed = ["--teacher-address", farm.grpc, "--record", labels, "--by-reference", "ours"]
+    assert run(data, tmp_path / "1", *streamed) == 0
+    first = taken(trained)
+    assert run(data, tmp_path / "2", "--labels", labels) == 0
+    assert taken(trained) == first
+
+
 def torchrun(data, out, *more):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
