@@ -13,6 +13,7 @@ from teacherfarm.label_store.label_directory import SAMPLES_FILE
 from teacherfarm.label_store.manifest import Manifest
 from teacherfarm.label_store.near_copy import bytes_to_copy
 from teacherfarm.label_store.recorded_labels import RecordedLabels
+from teacherfarm.protos.teacher_card import CARD_FILE
 
 MOST_LINES = 10
 BAR_CELLS = 24
@@ -115,8 +116,10 @@ def labels_of_views(labels: RecordedLabels) -> NDArray[np.int64]:
 
 
 def size_on_disk(root: Path) -> int:
-    """Bytes of everything but the index of samples, as far as they take room."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.name != SAMPLES_FILE)
+    """Bytes of labels, tables, journals and manifest, as far as they take room; not of what describes the samples and
+    the teacher.
+    """
+    files = (path for path in root.rglob("*") if path.is_file() and path.name not in (SAMPLES_FILE, CARD_FILE))
     return sum(min(path.stat().st_size, path.stat().st_blocks * 512) for path in files)
 
 
