@@ -130,6 +130,8 @@ class RedisStore:
 
     async def _connect(self) -> None:
         async with asyncio.timeout(CONNECT_S):
+            # Those of its last life would be found dead one by one.
+            await self._client.connection_pool.disconnect(inuse_connections=False)
             await self._client.ping()
         self._known.clear()
         self._why = ""

@@ -136,8 +136,7 @@ def test_redis_may_go_and_come_back_and_students_notice_nothing(start_scripted, 
         student.stopping.set()
         student.join(30)
         assert (student.error, student.wrong) == (None, 0)
-        assert farm.log().count("is gone") == 2
-        assert farm.log().count("is back") == 2
+        assert (farm.log().count("is gone"), farm.log().count("is back")) == (2, 2), farm.log()
         assert farm.metric("teacherfarm_faults_total") == 0
 
 

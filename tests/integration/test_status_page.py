@@ -26,7 +26,7 @@ def test_pages_of_a_ready_server(tiny_farm):
     for shown in ("tiny", "ready", tiny_farm.zmq, tiny_farm.grpc, digest[:16]):
         assert shown in page
     status, page = tiny_farm.get("/nowhere")
-    assert (status, page) == (404, "not here: try /, /metrics, /healthz, /readyz, /teachers or /endpoints\n")
+    assert (status, page) == (404, "not here: try /, /metrics, /healthz, /readyz, /teachers, /endpoints or /store\n")
 
 
 def test_metrics_count_and_gauges_come_back_down(wire, start_scripted):
