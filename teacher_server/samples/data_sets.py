@@ -44,6 +44,7 @@ class DataSets:
         self._threads = threads
         self._open: dict[str, ServedSamples] = {}
         self._closed = False
+        self._turns = asyncio.Semaphore(2 * threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cut", initializer=_one_thread_each)
 
     def __repr__(self) -> str:
@@ -83,7 +84,7 @@ class DataSets:
             )
         if rendering.interpolation == "area" and not rendering.antialias:
             raise BadReference("interpolation 'area' always averages: ask for it with antialias")
-        return CropCutter(samples, rendering, _plan(view.plan), self._pool)
+        return CropCutter(samples, rendering, _plan(view.plan), self._pool, self._turns)
 
     def _index(self, name: str, place: str) -> ServedSamples:
         import xxhash

@@ -23,9 +23,21 @@ from teacherfarm.teacher_server.samples.served_samples import ServedSamples
 
 
 class CropCutter:
-    """Cuts one session's crops from a data set, in one rendering, by one crop plan (None: every crop has its box)."""
+    """Cuts one session's crops from a data set, in one rendering, by one crop plan (None: every crop has its box).
 
-    def __init__(self, samples: ServedSamples, rendering: Rendering, plan: CropPlan | None, pool: Executor) -> None:
+    ``turns``: how many slices, of all sessions, are cut at once. Credit counts what a slice is answered with; mixing
+    needs more for a moment, and only so many may need it.
+    """
+
+    def __init__(
+        self,
+        samples: ServedSamples,
+        rendering: Rendering,
+        plan: CropPlan | None,
+        pool: Executor,
+        turns: asyncio.Semaphore,
+    ) -> None:
+        self.turns = turns
         self.samples = samples
         self.rendering = rendering
         self.plan = plan
@@ -70,7 +82,10 @@ class ReferencedCrops:
 
     async def render(self, rows: Sequence[int]) -> tuple[NDArray[np.uint8], Sequence[int]]:
         """Pixels [n, H, W, 3] of those of ``rows`` that could be cut, and which these are."""
-        rows = [row for row in rows if row not in self.refused]
+        async with self._cutter.turns:
+            return await self._render([row for row in rows if row not in self.refused])
+
+    async def _render(self, rows: list[int]) -> tuple[NDArray[np.uint8], Sequence[int]]:
         wanted = np.asarray(rows, np.int64)
         needed = wanted
         if self._mixing is not None:
