@@ -70,6 +70,9 @@ class Segment:
             readahead=False,
         )
         try:
+            if not read_only:
+                # Readers that were killed would keep old pages from being used again.
+                self._env.reader_check()
             needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             if 0 < size < needed:
                 if not repair:
