@@ -20,8 +20,6 @@ from teacherfarm.protos.faults import (
     GoingAway,
     Overloaded,
     WrongBatchSize,
-    WrongCropSize,
-    WrongNumberType,
 )
 from teacherfarm.protos.messages import FarmLoad, Hello, StudentReport, TeacherSummary, Welcome
 from teacherfarm.protos.soft_label import LabelSpec
@@ -37,7 +35,7 @@ from teacherfarm.teacher_server.projects.project import Project
 from teacherfarm.teacher_server.projects.projects_file import ProjectEntry
 from teacherfarm.teacher_server.projects.registry import Projects
 from teacherfarm.teacher_server.samples.data_sets import DataSets
-from teacherfarm.teacher_server.session import Scope, ScopeName, Session, scope_name
+from teacherfarm.teacher_server.session import Scope, ScopeName, Session, check_format, scope_name
 from teacherfarm.teacher_server.slice_crops import SliceCrops
 
 BUSY_RETRY_AFTER_S = 0.05
@@ -127,7 +125,7 @@ class Gateway:
                     "this run was started with is served under its name. Serve the pinned one, or start a new run"
                 )
         crop_format = replace(hello.crop_format or card.crop_format, codec=hello.codec)
-        _check_format(crop_format, card.crop_format)
+        check_format(crop_format, card.crop_format)
         spec = hello.spec.resolve(card)
         record_dtype = spec.record_dtype(card)
         cutter = None
@@ -318,14 +316,3 @@ def _spread(computed: NDArray[np.void], rows: Sequence[int], num_crops: int) -> 
     records = np.zeros(num_crops, computed.dtype)
     records[np.asarray(rows, np.int64)] = computed
     return records
-
-
-def _check_format(asked: CropFormat, card: CropFormat) -> None:
-    if asked.number_type != card.number_type:
-        raise WrongNumberType(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
-    if asked.codec == "jpeg" and asked.number_type != "uint8":
-        raise WrongNumberType(f"JPEG holds uint8 crops, this teacher takes {card.describe()}: send them raw")
-    if asked.shape != card.shape:
-        raise WrongCropSize(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
-    if asked.codec == "jpeg" and asked.channels not in (1, 3):
-        raise WrongCropSize(f"JPEG holds 1 or 3 channels, this teacher takes {card.describe()}: send them raw")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from teacherfarm.protos.crop import CropFormat
+from teacherfarm.protos.faults import WrongCropSize, WrongNumberType
 from teacherfarm.protos.messages import Welcome
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.teacher_server.credit import Credit
@@ -70,3 +71,15 @@ def scope_name(project: Project, lane: Lane, spec: LabelSpec, crop_format: CropF
     """What the sessions of a scope have in common: a reference stands for the pixels that would come raw."""
     codec = "raw" if crop_format.codec == "reference" else crop_format.codec
     return (project.name, lane.card.name, spec, replace(crop_format, codec=codec))
+
+
+def check_format(asked: CropFormat, card: CropFormat) -> None:
+    """Raises the fault that names what a teacher takes otherwise than a session asks to send."""
+    if asked.number_type != card.number_type:
+        raise WrongNumberType(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
+    if asked.codec == "jpeg" and asked.number_type != "uint8":
+        raise WrongNumberType(f"JPEG holds uint8 crops, this teacher takes {card.describe()}: send them raw")
+    if asked.shape != card.shape:
+        raise WrongCropSize(f"this teacher takes {card.describe()}, asked to send {asked.describe()}")
+    if asked.codec == "jpeg" and asked.channels not in (1, 3):
+        raise WrongCropSize(f"JPEG holds 1 or 3 channels, this teacher takes {card.describe()}: send them raw")
