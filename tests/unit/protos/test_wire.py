@@ -277,7 +277,8 @@ def fill(message, data):
         values = {
             field.TYPE_BOOL: st.booleans(),
             field.TYPE_DOUBLE: kinds["double"],
-            field.TYPE_STRING: kinds["string"] | st.sampled_from(["uint8", "raw", "jpeg", "reference", "bilinear", "float16", "int8"]),
+            field.TYPE_STRING: kinds["string"]
+            | st.sampled_from(["uint8", "raw", "jpeg", "reference", "bilinear", "float16", "int8"]),
             field.TYPE_BYTES: kinds["bytes"],
             field.TYPE_UINT32: st.integers(0, 3) | uint32,
             field.TYPE_UINT64: uint64,
