@@ -59,9 +59,10 @@ def test_a_session_that_the_memory_cannot_hold_is_told_when_to_come_back():
 
 def test_a_project_with_many_sessions_leaves_room_for_one_that_has_none():
     pool = pool_of(16)
+    for _ in range(3):
+        pool.open(crop_bytes=CROP, slice_crops=4, project="greedy")
     with pytest.raises(Overloaded):
-        for _ in range(5):
-            pool.open(crop_bytes=CROP, slice_crops=4, project="greedy")
+        pool.open(crop_bytes=CROP, slice_crops=4, project="greedy")
     newcomer = pool.open(crop_bytes=CROP, slice_crops=4, project="newcomer")
     assert receive(newcomer, 4)
 
