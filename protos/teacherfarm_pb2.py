@@ -4,74 +4,79 @@
 # source: teacherfarm.proto
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 6, 31, 1, "", "teacherfarm.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    6,
+    31,
+    1,
+    '',
+    'teacherfarm.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x11teacherfarm.proto\x12\x0eteacherfarm.v1"\xd7\x04\n\x06Header\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.teacherfarm.v1.HelloH\x00\x12*\n\x07welcome\x18\x02 \x01(\x0b\x32\x17.teacherfarm.v1.WelcomeH\x00\x12&\n\x05slice\x18\x03 \x01(\x0b\x32\x15.teacherfarm.v1.SliceH\x00\x12\x33\n\x0cslice_labels\x18\x04 \x01(\x0b\x32\x1b.teacherfarm.v1.SliceLabelsH\x00\x12&\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x15.teacherfarm.v1.FaultH\x00\x12)\n\x07go_away\x18\x06 \x01(\x0b\x32\x16.teacherfarm.v1.GoAwayH\x00\x12$\n\x04ping\x18\x07 \x01(\x0b\x32\x14.teacherfarm.v1.PingH\x00\x12$\n\x04pong\x18\x08 \x01(\x0b\x32\x14.teacherfarm.v1.PongH\x00\x12*\n\x07goodbye\x18\t \x01(\x0b\x32\x17.teacherfarm.v1.GoodbyeH\x00\x12\x35\n\rlist_teachers\x18\n \x01(\x0b\x32\x1c.teacherfarm.v1.ListTeachersH\x00\x12\x33\n\x0cteacher_list\x18\x0b \x01(\x0b\x32\x1b.teacherfarm.v1.TeacherListH\x00\x12\x31\n\x0bget_teacher\x18\x0c \x01(\x0b\x32\x1a.teacherfarm.v1.GetTeacherH\x00\x12*\n\x07teacher\x18\r \x01(\x0b\x32\x17.teacherfarm.v1.TeacherH\x00\x42\x06\n\x04kind"B\n\x07Message\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.teacherfarm.v1.Header\x12\x0f\n\x07payload\x18\x02 \x01(\x0c"V\n\tLabelSpec\x12\x0f\n\x07outputs\x18\x01 \x03(\t\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\x14\n\x0c\x66\x65\x61ture_type\x18\x04 \x01(\t"R\n\nCropFormat\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x13\n\x0bnumber_type\x18\x04 \x01(\t"\xa9\x02\n\x05Hello\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\x12\x0f\n\x07teacher\x18\x03 \x01(\t\x12\x1f\n\x17\x65xpected_teacher_digest\x18\x04 \x01(\t\x12 \n\x18\x65xpected_artifact_digest\x18\x05 \x01(\t\x12\'\n\x04spec\x18\x06 \x01(\x0b\x32\x19.teacherfarm.v1.LabelSpec\x12/\n\x0b\x63rop_format\x18\x07 \x01(\x0b\x32\x1a.teacherfarm.v1.CropFormat\x12\x0f\n\x07student\x18\x08 \x01(\t\x12\r\n\x05\x63odec\x18\t \x01(\t\x12+\n\x07samples\x18\n \x01(\x0b\x32\x1a.teacherfarm.v1.SampleView"t\n\nSampleView\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x11\n\tantialias\x18\x06 \x01(\x08"\xa5\x01\n\x07Welcome\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cwindow_crops\x18\x03 \x01(\r\x12\x13\n\x0bslice_crops\x18\x04 \x01(\r\x12\x17\n\x0f\x61rtifact_digest\x18\x05 \x01(\t\x12\x13\n\x0bkeys_wanted\x18\x06 \x01(\x08\x12\x17\n\x0freference_crops\x18\x07 \x01(\r"\xd6\x01\n\x05Slice\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x11\n\tfirst_row\x18\x02 \x01(\r\x12\x11\n\tnum_crops\x18\x03 \x01(\r\x12\x13\n\x0btaken_crops\x18\x04 \x01(\x04\x12\x0c\n\x04keys\x18\x05 \x01(\x0c\x12\x12\n\ncrop_bytes\x18\x06 \x03(\r\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12$\n\x05place\x18\x08 \x01(\x0e\x32\x15.teacherfarm.v1.Place\x12&\n\x06mixing\x18\t \x01(\x0e\x32\x16.teacherfarm.v1.Mixing"\x9e\x01\n\x0bSliceLabels\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x11\n\tfirst_row\x18\x02 \x01(\r\x12\x11\n\tnum_crops\x18\x03 \x01(\r\x12\x14\n\x0cwindow_crops\x18\x04 \x01(\r\x12\x13\n\x0bkeys_wanted\x18\x05 \x01(\x08\x12,\n\x07refused\x18\x06 \x03(\x0b\x32\x1b.teacherfarm.v1.RefusedCrop"9\n\x0bRefusedCrop\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t"\x8b\x01\n\x05\x46\x61ult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01\x12\x10\n\x08\x62\x61tch_id\x18\x04 \x01(\x04\x12\x11\n\tfirst_row\x18\x05 \x01(\r\x12\x11\n\tnum_crops\x18\x06 \x01(\r\x12\x14\n\x0cwindow_crops\x18\x07 \x01(\r"\x18\n\x06GoAway\x12\x0e\n\x06reason\x18\x01 \x01(\t"J\n\x04Ping\x12\x13\n\x0btaken_crops\x18\x01 \x01(\x04\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.teacherfarm.v1.StudentReport"4\n\rStudentReport\x12\r\n\x05stall\x18\x01 \x01(\x01\x12\x14\n\x0cwanted_per_s\x18\x02 \x01(\x01"D\n\x04Pong\x12\x14\n\x0cwindow_crops\x18\x01 \x01(\r\x12&\n\x04load\x18\x02 \x01(\x0b\x32\x18.teacherfarm.v1.FarmLoad"@\n\x08\x46\x61rmLoad\x12\x0c\n\x04\x62usy\x18\x01 \x01(\x01\x12\x10\n\x08\x62\x61\x63kends\x18\x02 \x01(\r\x12\x14\n\x0clabels_per_s\x18\x03 \x01(\x01"\t\n\x07Goodbye"\x1f\n\x0cListTeachers\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t"E\n\x0eTeacherSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t"?\n\x0bTeacherList\x12\x30\n\x08teachers\x18\x01 \x03(\x0b\x32\x1e.teacherfarm.v1.TeacherSummary"+\n\nGetTeacher\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t"0\n\x07Teacher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t*&\n\x05Place\x12\n\n\x06PIXELS\x10\x00\x12\x08\n\x04VIEW\x10\x01\x12\x07\n\x03\x42OX\x10\x02*,\n\x06Mixing\x12\x0b\n\x07UNMIXED\x10\x00\x12\t\n\x05MIXUP\x10\x01\x12\n\n\x06\x43UTMIX\x10\x02\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11teacherfarm.proto\x12\x0eteacherfarm.v1\"\xd7\x04\n\x06Header\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.teacherfarm.v1.HelloH\x00\x12*\n\x07welcome\x18\x02 \x01(\x0b\x32\x17.teacherfarm.v1.WelcomeH\x00\x12&\n\x05slice\x18\x03 \x01(\x0b\x32\x15.teacherfarm.v1.SliceH\x00\x12\x33\n\x0cslice_labels\x18\x04 \x01(\x0b\x32\x1b.teacherfarm.v1.SliceLabelsH\x00\x12&\n\x05\x66\x61ult\x18\x05 \x01(\x0b\x32\x15.teacherfarm.v1.FaultH\x00\x12)\n\x07go_away\x18\x06 \x01(\x0b\x32\x16.teacherfarm.v1.GoAwayH\x00\x12$\n\x04ping\x18\x07 \x01(\x0b\x32\x14.teacherfarm.v1.PingH\x00\x12$\n\x04pong\x18\x08 \x01(\x0b\x32\x14.teacherfarm.v1.PongH\x00\x12*\n\x07goodbye\x18\t \x01(\x0b\x32\x17.teacherfarm.v1.GoodbyeH\x00\x12\x35\n\rlist_teachers\x18\n \x01(\x0b\x32\x1c.teacherfarm.v1.ListTeachersH\x00\x12\x33\n\x0cteacher_list\x18\x0b \x01(\x0b\x32\x1b.teacherfarm.v1.TeacherListH\x00\x12\x31\n\x0bget_teacher\x18\x0c \x01(\x0b\x32\x1a.teacherfarm.v1.GetTeacherH\x00\x12*\n\x07teacher\x18\r \x01(\x0b\x32\x17.teacherfarm.v1.TeacherH\x00\x42\x06\n\x04kind\"B\n\x07Message\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.teacherfarm.v1.Header\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"V\n\tLabelSpec\x12\x0f\n\x07outputs\x18\x01 \x03(\t\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\x14\n\x0c\x66\x65\x61ture_type\x18\x04 \x01(\t\"R\n\nCropFormat\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x13\n\x0bnumber_type\x18\x04 \x01(\t\"\xa9\x02\n\x05Hello\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\x12\x0f\n\x07teacher\x18\x03 \x01(\t\x12\x1f\n\x17\x65xpected_teacher_digest\x18\x04 \x01(\t\x12 \n\x18\x65xpected_artifact_digest\x18\x05 \x01(\t\x12\'\n\x04spec\x18\x06 \x01(\x0b\x32\x19.teacherfarm.v1.LabelSpec\x12/\n\x0b\x63rop_format\x18\x07 \x01(\x0b\x32\x1a.teacherfarm.v1.CropFormat\x12\x0f\n\x07student\x18\x08 \x01(\t\x12\r\n\x05\x63odec\x18\t \x01(\t\x12+\n\x07samples\x18\n \x01(\x0b\x32\x1a.teacherfarm.v1.SampleView\"t\n\nSampleView\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x11\n\tantialias\x18\x06 \x01(\x08\"\xa5\x01\n\x07Welcome\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x0cwindow_crops\x18\x03 \x01(\r\x12\x13\n\x0bslice_crops\x18\x04 \x01(\r\x12\x17\n\x0f\x61rtifact_digest\x18\x05 \x01(\t\x12\x13\n\x0bkeys_wanted\x18\x06 \x01(\x08\x12\x17\n\x0freference_crops\x18\x07 \x01(\r\"\xd6\x01\n\x05Slice\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x11\n\tfirst_row\x18\x02 \x01(\r\x12\x11\n\tnum_crops\x18\x03 \x01(\r\x12\x13\n\x0btaken_crops\x18\x04 \x01(\x04\x12\x0c\n\x04keys\x18\x05 \x01(\x0c\x12\x12\n\ncrop_bytes\x18\x06 \x03(\r\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12$\n\x05place\x18\x08 \x01(\x0e\x32\x15.teacherfarm.v1.Place\x12&\n\x06mixing\x18\t \x01(\x0e\x32\x16.teacherfarm.v1.Mixing\"\x9e\x01\n\x0bSliceLabels\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x11\n\tfirst_row\x18\x02 \x01(\r\x12\x11\n\tnum_crops\x18\x03 \x01(\r\x12\x14\n\x0cwindow_crops\x18\x04 \x01(\r\x12\x13\n\x0bkeys_wanted\x18\x05 \x01(\x08\x12,\n\x07refused\x18\x06 \x03(\x0b\x32\x1b.teacherfarm.v1.RefusedCrop\"9\n\x0bRefusedCrop\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x8b\x01\n\x05\x46\x61ult\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01\x12\x10\n\x08\x62\x61tch_id\x18\x04 \x01(\x04\x12\x11\n\tfirst_row\x18\x05 \x01(\r\x12\x11\n\tnum_crops\x18\x06 \x01(\r\x12\x14\n\x0cwindow_crops\x18\x07 \x01(\r\"\x18\n\x06GoAway\x12\x0e\n\x06reason\x18\x01 \x01(\t\"J\n\x04Ping\x12\x13\n\x0btaken_crops\x18\x01 \x01(\x04\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.teacherfarm.v1.StudentReport\"4\n\rStudentReport\x12\r\n\x05stall\x18\x01 \x01(\x01\x12\x14\n\x0cwanted_per_s\x18\x02 \x01(\x01\"D\n\x04Pong\x12\x14\n\x0cwindow_crops\x18\x01 \x01(\r\x12&\n\x04load\x18\x02 \x01(\x0b\x32\x18.teacherfarm.v1.FarmLoad\"@\n\x08\x46\x61rmLoad\x12\x0c\n\x04\x62usy\x18\x01 \x01(\x01\x12\x10\n\x08\x62\x61\x63kends\x18\x02 \x01(\r\x12\x14\n\x0clabels_per_s\x18\x03 \x01(\x01\"\t\n\x07Goodbye\"\x1f\n\x0cListTeachers\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"E\n\x0eTeacherSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"?\n\x0bTeacherList\x12\x30\n\x08teachers\x18\x01 \x03(\x0b\x32\x1e.teacherfarm.v1.TeacherSummary\"+\n\nGetTeacher\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"0\n\x07Teacher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t*&\n\x05Place\x12\n\n\x06PIXELS\x10\x00\x12\x08\n\x04VIEW\x10\x01\x12\x07\n\x03\x42OX\x10\x02*,\n\x06Mixing\x12\x0b\n\x07UNMIXED\x10\x00\x12\t\n\x05MIXUP\x10\x01\x12\n\n\x06\x43UTMIX\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "teacherfarm_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacherfarm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PLACE"]._serialized_start = 2611
-    _globals["_PLACE"]._serialized_end = 2649
-    _globals["_MIXING"]._serialized_start = 2651
-    _globals["_MIXING"]._serialized_end = 2695
-    _globals["_HEADER"]._serialized_start = 38
-    _globals["_HEADER"]._serialized_end = 637
-    _globals["_MESSAGE"]._serialized_start = 639
-    _globals["_MESSAGE"]._serialized_end = 705
-    _globals["_LABELSPEC"]._serialized_start = 707
-    _globals["_LABELSPEC"]._serialized_end = 793
-    _globals["_CROPFORMAT"]._serialized_start = 795
-    _globals["_CROPFORMAT"]._serialized_end = 877
-    _globals["_HELLO"]._serialized_start = 880
-    _globals["_HELLO"]._serialized_end = 1177
-    _globals["_SAMPLEVIEW"]._serialized_start = 1179
-    _globals["_SAMPLEVIEW"]._serialized_end = 1295
-    _globals["_WELCOME"]._serialized_start = 1298
-    _globals["_WELCOME"]._serialized_end = 1463
-    _globals["_SLICE"]._serialized_start = 1466
-    _globals["_SLICE"]._serialized_end = 1680
-    _globals["_SLICELABELS"]._serialized_start = 1683
-    _globals["_SLICELABELS"]._serialized_end = 1841
-    _globals["_REFUSEDCROP"]._serialized_start = 1843
-    _globals["_REFUSEDCROP"]._serialized_end = 1900
-    _globals["_FAULT"]._serialized_start = 1903
-    _globals["_FAULT"]._serialized_end = 2042
-    _globals["_GOAWAY"]._serialized_start = 2044
-    _globals["_GOAWAY"]._serialized_end = 2068
-    _globals["_PING"]._serialized_start = 2070
-    _globals["_PING"]._serialized_end = 2144
-    _globals["_STUDENTREPORT"]._serialized_start = 2146
-    _globals["_STUDENTREPORT"]._serialized_end = 2198
-    _globals["_PONG"]._serialized_start = 2200
-    _globals["_PONG"]._serialized_end = 2268
-    _globals["_FARMLOAD"]._serialized_start = 2270
-    _globals["_FARMLOAD"]._serialized_end = 2334
-    _globals["_GOODBYE"]._serialized_start = 2336
-    _globals["_GOODBYE"]._serialized_end = 2345
-    _globals["_LISTTEACHERS"]._serialized_start = 2347
-    _globals["_LISTTEACHERS"]._serialized_end = 2378
-    _globals["_TEACHERSUMMARY"]._serialized_start = 2380
-    _globals["_TEACHERSUMMARY"]._serialized_end = 2449
-    _globals["_TEACHERLIST"]._serialized_start = 2451
-    _globals["_TEACHERLIST"]._serialized_end = 2514
-    _globals["_GETTEACHER"]._serialized_start = 2516
-    _globals["_GETTEACHER"]._serialized_end = 2559
-    _globals["_TEACHER"]._serialized_start = 2561
-    _globals["_TEACHER"]._serialized_end = 2609
+  DESCRIPTOR._loaded_options = None
+  _globals['_PLACE']._serialized_start=2611
+  _globals['_PLACE']._serialized_end=2649
+  _globals['_MIXING']._serialized_start=2651
+  _globals['_MIXING']._serialized_end=2695
+  _globals['_HEADER']._serialized_start=38
+  _globals['_HEADER']._serialized_end=637
+  _globals['_MESSAGE']._serialized_start=639
+  _globals['_MESSAGE']._serialized_end=705
+  _globals['_LABELSPEC']._serialized_start=707
+  _globals['_LABELSPEC']._serialized_end=793
+  _globals['_CROPFORMAT']._serialized_start=795
+  _globals['_CROPFORMAT']._serialized_end=877
+  _globals['_HELLO']._serialized_start=880
+  _globals['_HELLO']._serialized_end=1177
+  _globals['_SAMPLEVIEW']._serialized_start=1179
+  _globals['_SAMPLEVIEW']._serialized_end=1295
+  _globals['_WELCOME']._serialized_start=1298
+  _globals['_WELCOME']._serialized_end=1463
+  _globals['_SLICE']._serialized_start=1466
+  _globals['_SLICE']._serialized_end=1680
+  _globals['_SLICELABELS']._serialized_start=1683
+  _globals['_SLICELABELS']._serialized_end=1841
+  _globals['_REFUSEDCROP']._serialized_start=1843
+  _globals['_REFUSEDCROP']._serialized_end=1900
+  _globals['_FAULT']._serialized_start=1903
+  _globals['_FAULT']._serialized_end=2042
+  _globals['_GOAWAY']._serialized_start=2044
+  _globals['_GOAWAY']._serialized_end=2068
+  _globals['_PING']._serialized_start=2070
+  _globals['_PING']._serialized_end=2144
+  _globals['_STUDENTREPORT']._serialized_start=2146
+  _globals['_STUDENTREPORT']._serialized_end=2198
+  _globals['_PONG']._serialized_start=2200
+  _globals['_PONG']._serialized_end=2268
+  _globals['_FARMLOAD']._serialized_start=2270
+  _globals['_FARMLOAD']._serialized_end=2334
+  _globals['_GOODBYE']._serialized_start=2336
+  _globals['_GOODBYE']._serialized_end=2345
+  _globals['_LISTTEACHERS']._serialized_start=2347
+  _globals['_LISTTEACHERS']._serialized_end=2378
+  _globals['_TEACHERSUMMARY']._serialized_start=2380
+  _globals['_TEACHERSUMMARY']._serialized_end=2449
+  _globals['_TEACHERLIST']._serialized_start=2451
+  _globals['_TEACHERLIST']._serialized_end=2514
+  _globals['_GETTEACHER']._serialized_start=2516
+  _globals['_GETTEACHER']._serialized_end=2559
+  _globals['_TEACHER']._serialized_start=2561
+  _globals['_TEACHER']._serialized_end=2609
 # @@protoc_insertion_point(module_scope)
