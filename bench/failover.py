@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exported_teacher import CACHE, TEACHER, exported
 from bench.farm_process import running
 from bench.report import finish, say
 from teacherfarm.protos.allocator import keep_large_buffers
-from teacherfarm.protos.teacher_card import CARD_FILE, TeacherCard
 from teacherfarm.student import LabelFuture, TeacherClient
 from tests.triton_server import TritonServer
 
 DEFAULT_SECONDS = 60.0
-TEACHER = "efficientnet-lite0"
-MODELS = Path.home() / ".cache" / "teacherfarm" / "bench-failover"
+MODELS = CACHE / "bench-failover"
+ONE_THREAD = 'parameters { key: "intra_op_threads" value { string_value: "1" } }\n'
 BATCH_CROPS = 8
 NUM_BATCHES = 16
 BATCHES_IN_FLIGHT = 16
@@ -45,7 +45,7 @@ PATIENCE_S = 60.0
 def run(seconds: float) -> None:
     """Print what happened at each kill, and the JSON line."""
     keep_large_buffers()
-    card = _exported()
+    card = exported(MODELS, for_triton=True, config=ONE_THREAD)
     say(
         f"failover: {TEACHER} on two Triton servers behind the gateway; a student asks batches of {BATCH_CROPS} crops, "
         f"{BATCHES_IN_FLIGHT} in flight, over ZeroMQ; one server is killed with -9, again and again"
@@ -161,19 +161,6 @@ def wait_for(condition: Callable[[], Any]) -> None:
         if time.monotonic() > end_s:
             raise TimeoutError("the killed server is not back in the pool")
         time.sleep(0.05)
-
-
-def _exported() -> TeacherCard:
-    card_file = MODELS / TEACHER / CARD_FILE
-    if not card_file.is_file():
-        from teacherfarm.export import export_teacher
-
-        say(f"exporting {TEACHER} to {MODELS} (once)")
-        MODELS.mkdir(parents=True, exist_ok=True)
-        export_teacher(TEACHER, MODELS, triton_backend="python")
-        with (MODELS / TEACHER / "config.pbtxt").open("a") as config:
-            config.write('parameters { key: "intra_op_threads" value { string_value: "1" } }\n')
-    return TeacherCard.from_json(card_file.read_bytes())
 
 
 def _num_serving(http: str) -> float:

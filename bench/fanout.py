@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exported_teacher import TEACHER, exported
 from bench.farm_process import running
 from bench.report import finish, say
-from bench.service import BATCH_CROPS, CACHE, TEACHER, exported
+from bench.service import BATCH_CROPS, MODELS
 from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.student import LabelFuture, TeacherClient
 
@@ -34,7 +35,7 @@ BATCHES_IN_FLIGHT = 3
 def run(seconds: float, models: str = "") -> None:
     """Print what was computed and the JSON line."""
     keep_large_buffers()
-    folder = Path(models) if models else CACHE
+    folder = Path(models) if models else MODELS
     card = exported(folder)
     say(
         f"fanout: {TEACHER}, {NUM_STUDENTS} students, ZeroMQ and gRPC in turn, all asking the same crops in batches of "

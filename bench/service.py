@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exported_teacher import CACHE, TEACHER, exported
 from bench.farm_process import running
 from bench.interleave import RunSlice, fastest, interleave, plan_slices, ratio
 from bench.pipeline import in_rotation, run_pipeline
 from bench.report import Row, finish, say, table
 from teacherfarm.protos.allocator import keep_large_buffers
-from teacherfarm.protos.teacher_card import CARD_FILE, CROPS_INPUT, TeacherCard
+from teacherfarm.protos.teacher_card import CROPS_INPUT, TeacherCard
 from teacherfarm.student import LabelFuture, TeacherClient
 
 if TYPE_CHECKING:
     import onnxruntime
 
 DEFAULT_SECONDS = 180.0
-TEACHER = "efficientnet-lite0"
-CACHE = Path.home() / ".cache" / "teacherfarm" / "bench"
+MODELS = CACHE / "bench"
 BATCH_CROPS = 32
 NUM_BATCHES = 8
 BARE_BATCHES = (1, 2, 4, 6, 8)
@@ -42,20 +42,8 @@ SEARCH_SHARE = 0.25
 def run(seconds: float, models: str = "") -> None:
     """Print the table and the JSON line; exports the teacher into ``models`` when it is not there yet."""
     keep_large_buffers()
-    folder = Path(models) if models else CACHE
+    folder = Path(models) if models else MODELS
     asyncio.run(_run(seconds, folder, exported(folder)))
-
-
-def exported(folder: Path) -> TeacherCard:
-    """The teacher's card, after exporting it where it is absent."""
-    card_file = folder / TEACHER / CARD_FILE
-    if not card_file.is_file():
-        from teacherfarm.export import export_teacher
-
-        say(f"exporting {TEACHER} to {folder} (once)")
-        folder.mkdir(parents=True, exist_ok=True)
-        export_teacher(TEACHER, folder)
-    return TeacherCard.from_json(card_file.read_bytes())
 
 
 async def _run(seconds: float, folder: Path, card: TeacherCard) -> None:

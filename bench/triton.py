@@ -20,18 +20,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exported_teacher import CACHE, TEACHER, exported
 from bench.farm_process import running
 from bench.interleave import RunSlice, fastest, high, interleave, plan_slices, ratio
 from bench.pipeline import in_rotation, run_pipeline
 from bench.report import Row, finish, say, table
 from teacherfarm.protos.allocator import keep_large_buffers
-from teacherfarm.protos.teacher_card import CARD_FILE, CROPS_INPUT, TeacherCard
+from teacherfarm.protos.teacher_card import CROPS_INPUT, TeacherCard
 from teacherfarm.student import LabelFuture, TeacherClient
 from tests.triton_server import TritonServer
 
 DEFAULT_SECONDS = 360.0
-TEACHER = "efficientnet-lite0"
-CACHE = Path.home() / ".cache" / "teacherfarm" / "bench-triton"
+MODELS = CACHE / "bench-triton"
 NUM_CROPS = 256
 # Crops in a batch, and batches in flight.
 STRAIGHT = ((1, 4), (2, 4), (4, 3), (4, 6), (8, 3), (8, 6), (16, 4), (32, 3))
@@ -48,20 +48,8 @@ ONE_INSTANCE = "instance_group [ { count: 1 kind: KIND_CPU } ]"
 def run(seconds: float, models: str = "") -> None:
     """Print the table and the JSON line; exports the teacher into ``models`` when it is not there yet."""
     keep_large_buffers()
-    folder = Path(models) if models else CACHE
-    asyncio.run(_run(seconds, folder, exported(folder)))
-
-
-def exported(folder: Path) -> TeacherCard:
-    """The teacher's card, after exporting it for Triton's Python backend where it is absent."""
-    card_file = folder / TEACHER / CARD_FILE
-    if not card_file.is_file():
-        from teacherfarm.export import export_teacher
-
-        say(f"exporting {TEACHER} to {folder} (once)")
-        folder.mkdir(parents=True, exist_ok=True)
-        export_teacher(TEACHER, folder, triton_backend="python")
-    return TeacherCard.from_json(card_file.read_bytes())
+    folder = Path(models) if models else MODELS
+    asyncio.run(_run(seconds, folder, exported(folder, for_triton=True)))
 
 
 async def _run(seconds: float, models: Path, card: TeacherCard) -> None:

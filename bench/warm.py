@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.exported_teacher import TEACHER, exported
 from bench.fanout import stamped
 from bench.farm_process import running
 from bench.interleave import RunSlice, interleave, plan_slices, ratio
 from bench.pipeline import in_rotation, run_pipeline
 from bench.report import Row, finish, say, table
-from bench.service import BATCH_CROPS, CACHE, TEACHER, exported
+from bench.service import BATCH_CROPS, MODELS
 from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student import LabelFuture, TeacherClient
@@ -37,7 +38,7 @@ AROUND_S = 0.4
 def run(seconds: float, models: str = "") -> None:
     """Print the table and the JSON line."""
     keep_large_buffers()
-    folder = Path(models) if models else CACHE
+    folder = Path(models) if models else MODELS
     asyncio.run(_run(seconds, folder, exported(folder)))
 
 
