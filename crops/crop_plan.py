@@ -195,7 +195,7 @@ def _below(words: NDArray[np.uint64], bound: NDArray[np.float64]) -> NDArray[np.
     return (words * bound.astype(np.uint64)) >> np.uint64(32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _exact_log(value: float) -> float:
     """Natural logarithm, correctly rounded: decimal does not use the mathematical library of the machine."""
     return float(Decimal(value).ln(Context(prec=40)))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.label_store.label_store import SHARED, LabelStore, StoreScope, record_kind
+from teacherfarm.label_store.record_checks import unusable
 from teacherfarm.protos.crop import CropFormat
 from teacherfarm.protos.soft_label import LABELS, LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -110,9 +111,12 @@ class KeptLabels:
         return pixels[left], [rows[place] for place in left]
 
     def keep(self, lookup: Lookup, computed: NDArray[np.void], rows: Sequence[int]) -> None:
-        """The teacher answered these rows: they are found, and kept."""
+        """The teacher answered these rows: they are found, and kept; but NaN, which its next answer may not be."""
         records = dict(zip(rows, self._apart(computed), strict=True))
         lookup.found |= records
+        bad = unusable(computed)
+        if bad.any():
+            records = {row: records[row] for row, is_bad in zip(rows, bad.tolist(), strict=True) if not is_bad}
         self._put(self._own.scope, lookup.keys, records)
         if lookup.digests:
             # Only what was computed from these very pixels: what was found under a claimed key proves nothing.

@@ -191,6 +191,26 @@ async def test_without_keys_nothing_is_kept(tmp_path):
 
 
 @on_loop
+async def test_what_is_not_a_number_is_answered_and_not_kept(tmp_path):
+    async with running_farm("memory", tmp_path, a=SHARING) as farm:
+        compute, times = farm.gateway._compute, []
+
+        async def broken_once(*arguments):
+            records = await compute(*arguments)
+            if not times:
+                records["labels"][0, 0] = np.nan
+            times.append(len(records))
+            return records
+
+        farm.gateway._compute = broken_once
+        first = await ask(farm, session(farm), 1, 2)
+        assert np.isnan(first["labels"][0, 0])
+        assert right(first[1:], 2)
+        assert right(await ask(farm, session(farm), 1, 2), 1, 2)
+        assert times == [2, 1]
+
+
+@on_loop
 async def test_crops_in_flight_are_released_once_they_are_kept(tmp_path):
     async with running_farm("memory", tmp_path) as farm:
         kept_at_release = []
