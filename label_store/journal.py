@@ -67,6 +67,7 @@ class JournalWriter:
             self._file.close()
             raise
         self._length = self._durable = _FILE_HEADER.size
+        self._distrusted = False
 
     def append(self, places: Positions, records: NDArray[np.uint8]) -> None:
         """One or more frames of labels: ``records`` [N, bytes of a record]."""
@@ -79,7 +80,11 @@ class JournalWriter:
 
     def sync(self) -> None:
         """What was appended survives whatever happens to this process or machine from now on."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._distrusted = True
+            raise
         self._durable = self._length
 
     def save_what_is_whole(self) -> bool:
@@ -87,14 +92,15 @@ class JournalWriter:
 
         Whether all whole frames are durable.
         """
-        try:
-            self._file.truncate(self._length)
-            self.sync()
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._durable)
-            return False
-        return True
+        with contextlib.suppress(OSError):
+            # What could not be written Linux reports once: a second fsync says that all is well, and it is lost.
+            if not self._distrusted:
+                self._file.truncate(self._length)
+                self.sync()
+                return True
+        with contextlib.suppress(OSError):
+            self._file.truncate(self._durable)
+        return False
 
     def close(self) -> None:
         """Unlock. The journal stays until it is sealed."""
