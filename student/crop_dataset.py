@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,6 +103,7 @@ class CropDataset(Dataset[Crops]):
         if by_reference and teacher_rendering is None:
             raise ValueError("by_reference says what a teacher is to see: give teacher_rendering, too")
         self._hashes: NDArray[np.bytes_] | None = None
+        self._renamed: Mapping[int, int] = {}
         self._transform = StatelessTransform(student_transform, seed=self.plan.seed) if student_transform else None
         self._skipped: set[str] = set()
         # Shared, because persistent workers keep the data set that they were started with.
@@ -129,21 +130,23 @@ class CropDataset(Dataset[Crops]):
             raise ValueError(f"passes are counted from 0, got {epoch}")
         self._visit[0] = epoch
 
-    def expect(self, hashes: NDArray[np.void]) -> None:
+    def expect(self, hashes: NDArray[np.void], renamed: Mapping[int, int] | None = None) -> None:
         """Which image each index must still hold: V16 [images], XXH3-128 of the encoded bytes, zeros where unknown.
 
-        One that changed is treated as unreadable (SampleChanged), so that it gets no other image's label. Say so before
-        workers start; recorded_teacher does.
+        One that changed is treated as unreadable (SampleChanged), so that it gets no other image's label. ``renamed``:
+        numbers of the names by which plan and schedule go, where not by the image's own. Say so before workers start;
+        recorded_teacher does.
         """
         if hashes.shape != (len(self.source),):
             raise ValueError(f"{len(self.source)} images need as many hashes, got {list(hashes.shape)}")
         self._hashes = np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
+        self._renamed = renamed or {}
 
     def references(self, *, on_refused: OnRefused = "raise") -> ByReference:
         """For ``TeacherClient(..., by_reference=...)``: what this data set's references mean."""
         if not self.by_reference or self.teacher_rendering is None:
             raise ValueError("this data set yields pixels: make it with by_reference='the server's name for it'")
-        own = OwnPixels(self.source, self.teacher_rendering, self.plan)
+        own = OwnPixels(self.source, self.teacher_rendering, self.plan, number=self._number)
         return ByReference(
             dataset=self.by_reference,
             rendering=self.teacher_rendering,
@@ -194,9 +197,12 @@ class CropDataset(Dataset[Crops]):
         )
         return CropsOfImages(num_images, batch)
 
+    def _number(self, index: int) -> int:
+        return self._renamed[index] if index in self._renamed else sample_number(self.source.name(index))
+
     def _load(self, index: int) -> _Loaded:
         name = self.source.name(index)
-        loaded = _Loaded(name=name, number=sample_number(name), target=self.source.target(index))
+        loaded = _Loaded(name=name, number=self._number(index), target=self.source.target(index))
         try:
             image = self.source.load(index)
             if self._hashes is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.crops.crop_plan import BOX, CropPlan, sample_numbers
+from teacherfarm.crops.crop_plan import BOX, CropPlan, sample_number
 from teacherfarm.crops.cutting import cut
 from teacherfarm.crops.mixing import mix_table
 from teacherfarm.protos.crop import Rendering
@@ -17,12 +18,23 @@ from teacherfarm.student.image_sources import ImageSource
 
 
 class OwnPixels:
-    """Call it with references: uint8 [N, H, W, 3], the very pixels that a server with the same images would cut."""
+    """Call it with references: uint8 [N, H, W, 3], the very pixels that a server with the same images would cut.
 
-    def __init__(self, source: ImageSource, rendering: Rendering, plan: CropPlan) -> None:
+    ``number(index)``: of the name by which references go, where not by the image's own.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        rendering: Rendering,
+        plan: CropPlan,
+        *,
+        number: Callable[[int], int] | None = None,
+    ) -> None:
         self.source = source
         self.rendering = rendering
         self.plan = plan
+        self._number = number or (lambda index: sample_number(source.name(index)))
         self._lock = threading.Lock()
         self._sorted: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
@@ -57,7 +69,8 @@ class OwnPixels:
         """The index of a sample, found in all names: sorted when it is first needed, which is seldom at all."""
         with self._lock:
             if self._sorted is None:
-                numbers = sample_numbers(self.source.name(index) for index in range(len(self.source)))
+                count = len(self.source)
+                numbers = np.fromiter((self._number(index) for index in range(count)), np.uint64, count)
                 order = np.argsort(numbers, kind="stable")
                 self._sorted = numbers[order], order
         numbers, order = self._sorted

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from teacherfarm.crops.crop_plan import CropPlan, sample_numbers
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.student.image_sources import ImageSource
-from teacherfarm.student.recorded_samples import rows_by_name
+from teacherfarm.student.recorded_samples import RecordedImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,12 @@ class RecordedBoxes(CropPlan):
             how = "its crop plan" if manifest.plan is not None else manifest.mixing
             raise ValueError(f"{labels.directory} keeps no boxes: its crops are given by {how}")
         numbers = sample_numbers(source.name(place) for place in range(len(source)))
+        images = RecordedImages.of(labels.index, source)
+        # Renamed images go by either name: RecordedTeacher lets the data set go by the recorded one.
+        renamed = list(images.renamed)
+        rows = np.concatenate([images.rows, images.rows[renamed]]) if renamed else images.rows
+        numbers = np.concatenate([numbers, np.array(list(images.renamed.values()), np.uint64)])
         order = np.argsort(numbers)
-        rows = rows_by_name(labels.index, source)
         return cls(seed=seed, labels=labels, numbers=numbers[order], rows=rows[order])
 
     def boxes(self, samples: ArrayLike, views: ArrayLike, heights: ArrayLike, widths: ArrayLike) -> NDArray[np.void]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.crops.crop_plan import sample_number
 from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex, index_dataset
 from teacherfarm.crops.sample_names import name_array
 from teacherfarm.label_store.label_directory import LabelDirectory
@@ -16,6 +19,40 @@ from teacherfarm.protos.faults import SampleChanged, UnknownSample, UnreadableIm
 from teacherfarm.student.image_sources import ImageSource, SampleImages, SourceImage
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedImages:
+    """Which recorded sample is which of a data set's images, and what their labels are labels of.
+
+    ``rows``: their places in the index of the labels, -1 where there is none. ``hashes``: V16, what each must hold,
+    zeros where unknown. ``renamed``: of images that were recorded under another name, that name's number, by which the
+    crop plan went.
+    """
+
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.void]
+    renamed: Mapping[int, int]
+
+    @classmethod
+    def of(cls, index: SampleIndex, source: ImageSource) -> Self:
+        """Reads only images of unknown names."""
+        rows = rows_by_name(index, source)
+        return cls(rows=rows, hashes=hashes_of(index, rows), renamed=numbers_of_renamed(index, source, rows))
+
+    def beside(self, recording: RecordedImages) -> RecordedImages:
+        """These, in a run that records as well: a crop must be the recording's, so labels of others do not count."""
+        both = (self.rows >= 0) & (recording.rows >= 0)
+        lost = both & (_as_bytes(self.hashes) != _as_bytes(recording.hashes))
+        for place in self.renamed.keys() | recording.renamed.keys():
+            lost[place] |= both[place] and self.renamed.get(place) != recording.renamed.get(place)
+        known = recording.rows >= 0
+        own = {place: number for place, number in self.renamed.items() if not known[place]}
+        return RecordedImages(
+            rows=np.where(lost, -1, self.rows),
+            hashes=np.where(known, recording.hashes, self.hashes),
+            renamed=own | dict(recording.renamed),
+        )
 
 
 def rows_by_name(index: SampleIndex, source: ImageSource) -> NDArray[np.int64]:
@@ -50,6 +87,13 @@ def hashes_of(index: SampleIndex, rows: NDArray[np.int64]) -> NDArray[np.void]:
     hashes = np.zeros(len(rows), f"V{HASH_BYTES}")
     hashes[rows >= 0] = np.ascontiguousarray(index.hashes).view(f"V{HASH_BYTES}")[rows[rows >= 0]]
     return hashes
+
+
+def numbers_of_renamed(index: SampleIndex, source: ImageSource, rows: NDArray[np.int64]) -> dict[int, int]:
+    """The recorded names' numbers of images that have another name by now."""
+    known = np.flatnonzero(rows >= 0)
+    places = known[index.names[rows[known]] != names_of(source)[known]]
+    return {place: sample_number(index.name(int(rows[place]))) for place in places.tolist()}
 
 
 def refuse_changed(name: str, image: SourceImage, recorded: np.bytes_) -> None:
@@ -104,6 +148,10 @@ def index_of(
 def content_hash(digest: str) -> NDArray[np.uint8]:
     """The 16 bytes of an image's digest (``SourceImage.digest``)."""
     return np.frombuffer(bytes.fromhex(digest.rpartition(":")[2]), np.uint8)
+
+
+def _as_bytes(hashes: NDArray[np.void]) -> NDArray[np.bytes_]:
+    return np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
 
 
 def _row_by_content(index: SampleIndex, source: ImageSource, place: int) -> int:

@@ -22,7 +22,7 @@ from teacherfarm.protos.crop import CROP_KEY_BYTES
 from teacherfarm.protos.faults import LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.recorded_boxes import RecordedBoxes
-from teacherfarm.student.recorded_samples import hashes_of, rows_at, rows_by_name
+from teacherfarm.student.recorded_samples import RecordedImages, rows_at
 from teacherfarm.student.recording_teacher import CropsBySample, RecordingTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -62,8 +62,11 @@ class RecordedTeacher:
         self.on_missing = on_missing
         _refuse_fresh(labels, dataset.schedule, live=otherwise is not None)
         labels.check(wanted_labels(labels.manifest, dataset, otherwise))
-        self.rows = rows_by_name(labels.index, dataset.source)
-        dataset.expect(hashes_of(labels.index, self.rows))
+        images = RecordedImages.of(labels.index, dataset.source)
+        if isinstance(otherwise, RecordingTeacher):
+            images = images.beside(otherwise.images)
+        self.rows = images.rows
+        dataset.expect(images.hashes, images.renamed)
         self.replayed = self.missing = 0
 
     @property

@@ -6,7 +6,7 @@ Neither cuts crops nor trains; what is recorded is replayed by :mod:`teacherfarm
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -20,7 +20,7 @@ from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import RecordingStopped
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.recorded_samples import hashes_of, index_of, rows_at, rows_by_name
+from teacherfarm.student.recorded_samples import RecordedImages, index_of, rows_at
 
 if TYPE_CHECKING:
     from teacherfarm.crops.crop_plan import CropPlan
@@ -42,8 +42,8 @@ class CropsBySample(Protocol):
     def schedule(self) -> ViewSchedule: ...
     @property
     def teacher_rendering(self) -> Rendering | None: ...
-    def expect(self, hashes: NDArray[np.void]) -> None:
-        """Leave out images that hold something else by now."""
+    def expect(self, hashes: NDArray[np.void], renamed: Mapping[int, int]) -> None:
+        """Leave out images that hold something else by now, and cut those of another name as under the recorded one."""
 
 
 class Teacher(Protocol):
@@ -101,8 +101,9 @@ class RecordingTeacher:
             samples=index.digest(),
         )
         self.recorder = LabelRecorder(str(directory), manifest, index)
-        self.rows = rows_by_name(index, dataset.source)
-        dataset.expect(hashes_of(index, self.rows))
+        self.images = RecordedImages.of(index, dataset.source)
+        self.rows = self.images.rows
+        self.serve(dataset)
 
     def __repr__(self) -> str:
         return f"<RecordingTeacher {self.recorded} labels recorded, {self.recorder!r}>"
@@ -128,6 +129,10 @@ class RecordingTeacher:
         """The asked client's counters, where it has any."""
         return getattr(self.teacher, "stats", None)
 
+    def serve(self, dataset: CropsBySample) -> None:
+        """Record the crops of this data set, too: one of the same images in the same order."""
+        dataset.expect(self.images.hashes, self.images.renamed)
+
     def room(self) -> int:
         return self.teacher.room()
 
@@ -149,6 +154,8 @@ class RecordingTeacher:
         if self.stopped is not None:
             return
         wanted = (rows >= 0) & (labels.weight > 0) & (views < self.recorder.manifest.views)
+        # What could not be read when it was indexed has no size: nobody could tell later whether it changed.
+        wanted &= self.recorder.index.heights[rows] > 0
         if not self.again:
             wanted[wanted] = ~self.recorder.present(rows[wanted], views[wanted])
         try:

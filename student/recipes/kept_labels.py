@@ -101,6 +101,8 @@ class KeptLabels:
         if self.options.record is not None and teacher is not None:
             if self._recording is None:
                 self._recording = self._record(dataset, teacher, ranks)
+            else:
+                self._recording.serve(dataset)
             live = self._recording
         if self.options.labels is None:
             assert live is not None

@@ -121,7 +121,7 @@ class Labelling:
     def _references(self) -> ByReference:
         """What the server cannot cut is sent as pixels."""
         dataset = self.dataset
-        own = OwnPixels(self.source, dataset.teacher_rendering, dataset.plan)
+        own = OwnPixels(self.source, dataset.teacher_rendering, dataset.plan, number=dataset.number)
         return ByReference(
             dataset=self.job.by_reference,
             rendering=dataset.teacher_rendering,

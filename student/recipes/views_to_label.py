@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
         self.teacher_rendering = teacher_rendering
         self.schedule = ViewSchedule(views=views, order="cycle", per_visit=views)
         self._hashes: NDArray[np.bytes_] | None = None
+        self._renamed: Mapping[int, int] = {}
         self._index: SampleIndex | None = None
         self._rows = np.zeros(0, np.int64)
 
@@ -61,9 +62,14 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
         """Name crops instead of cutting them: ``rows`` are the samples' places in ``index``."""
         self._index, self._rows = index, rows
 
-    def expect(self, hashes: NDArray[np.void]) -> None:
-        """Leave out images that hold something else by now (V16 [images])."""
+    def expect(self, hashes: NDArray[np.void], renamed: Mapping[int, int]) -> None:
+        """Leave out images that hold something else by now (V16 [images]); see :class:`CropDataset`."""
         self._hashes = np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}")
+        self._renamed = renamed
+
+    def number(self, sample: int) -> int:
+        """Of the name by which the plan goes for a sample."""
+        return self._renamed[sample] if sample in self._renamed else sample_number(self.source.name(sample))
 
     def __getitems__(self, todo: Sequence[ImageViews]) -> list[dict[str, Any]]:
         """One batch, cut straight into the memory that it is handed over in."""
@@ -103,7 +109,7 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
             _log.warning("no labels for %s: %s", name, fault)
             crops.zero_()
             return False, os.urandom(CROP_KEY_BYTES * len(crops))
-        number = np.full(len(todo.views), sample_number(name), np.uint64)
+        number = np.full(len(todo.views), self.number(todo.sample), np.uint64)
         boxes = self.plan.boxes(number, todo.views, pixels.shape[0], pixels.shape[1])
         cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
         references = [CropRef(dataset="", sample=image.digest())] * len(boxes)

@@ -1,3 +1,4 @@
+import argparse
 import errno
 import logging
 import shutil
@@ -8,13 +9,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from teacherfarm.crops.crop_plan import CropPlan
+from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.sample_index import index_dataset
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import LabelsMismatch, LabelsMissing, ReplayRefused, SampleChanged
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
 from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.recipes.kept_labels import KeptLabels
+from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.recipes.views_to_label import ImageViews, ViewsToLabel
 from teacherfarm.student.recorded_teacher import RecordedTeacher, refuse_replay
 from teacherfarm.student.recording_teacher import RecordingTeacher
 from tests.unit.student.fake_teacher import FakeTeacher, make_card
@@ -213,6 +220,98 @@ def test_images_go_by_name_in_any_order_and_by_content_where_renamed(images, tmp
     dataset = crops_of(images, rendering=None)
     assert RecordedTeacher(labels, dataset).rows.tolist().count(-1) == 1
     assert "1 of 9 images were never recorded, under any name: 'bee/unknown'" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_renamed_image_is_cut_as_under_the_name_that_it_was_recorded_with(images, tmp_path, workers):
+    record(images, tmp_path / "labels")
+    (images / "ant" / "0000.png").rename(images / "bee" / "new.png")
+    (images / "bee" / "0001.png").rename(images / "bee" / "other.png")
+    dataset = crops_of(images)
+    teacher = RecordedTeacher(RecordedLabels.open(str(tmp_path / "labels")), dataset)
+    loader, said = loader_of(dataset, teacher, workers=workers), FakeTeacher()
+    for epoch in range(VIEWS):
+        loader.set_epoch(epoch)
+        for batch, labels in loader:
+            assert labels.weight.all()
+            assert labels.records.tobytes() == said.answer(batch["crops"].numpy()).records.tobytes()
+
+
+def test_a_renamed_images_labels_are_recorded_as_those_of_its_recorded_name(images, tmp_path):
+    plain = record(images, tmp_path / "plain")
+    with RecordingTeacher(FakeTeacher(), crops_of(images), tmp_path / "labels"):
+        pass
+    (images / "ant" / "0000.png").rename(images / "ant" / "9999.png")
+    record(images, tmp_path / "labels")
+    (images / "ant" / "9999.png").rename(images / "ant" / "0000.png")
+    dataset = crops_of(images, rendering=None)
+    replayed = RecordedTeacher(RecordedLabels.open(str(tmp_path / "labels")), dataset)
+    assert epochs(loader_of(dataset, replayed, pixels=False), VIEWS) == plain
+
+
+def test_labels_of_another_name_than_is_recorded_now_are_asked_again(images, tmp_path):
+    """Its crop cannot be that of both names; the others are replayed."""
+    record(images, tmp_path / "old")
+    (images / "ant" / "0000.png").rename(images / "ant" / "9999.png")
+    dataset, client = crops_of(images), FakeTeacher()
+    with RecordingTeacher(client, dataset, tmp_path / "new") as recording:
+        teacher = RecordedTeacher(RecordedLabels.open(str(tmp_path / "old")), dataset, otherwise=recording)
+        seen = epochs(loader_of(dataset, teacher), VIEWS)
+    assert (teacher.replayed, teacher.missing, recording.recorded) == (7 * VIEWS, VIEWS, VIEWS)
+    fresh = crops_of(images)
+    assert epochs(loader_of(fresh, FakeTeacher()), VIEWS) == seen
+
+
+def test_whoever_else_cuts_a_renamed_image_goes_by_its_recorded_name_too(images):
+    dataset, numbers = crops_of(images, by_reference="images"), index_dataset(images).numbers()
+    views, unknown = np.arange(VIEWS), np.zeros(len(dataset), "V16")
+    own_name = ViewsToLabel(dataset.source, plan=dataset.plan, teacher_rendering=TEACHERS, views=VIEWS)
+    own_name.expect(unknown, {2: int(numbers[5])})
+    labelled = own_name.__getitems__([ImageViews(sample=2, views=views)])[0]["crops"].numpy()
+    image = dataset.source.load(2).pixels("image")
+    np.testing.assert_array_equal(
+        labelled, cut(image, dataset.plan.boxes(numbers[5], views, *image.shape[:2]), TEACHERS)
+    )
+    references = dataset.references(on_refused="send")
+    dataset.expect(unknown, {2: int(numbers[5]), 5: int(numbers[2])})
+    assert references.own_pixels is not None
+    sent = references.own_pixels(CropReferences.of_views([numbers[5]] * VIEWS, [1] * VIEWS, views))
+    np.testing.assert_array_equal(sent, labelled)
+
+
+def test_every_data_set_of_a_recording_run_goes_by_recorded_names(images, tmp_path):
+    """The last passes of FKD's training have a data set of their own."""
+    with RecordingTeacher(FakeTeacher(), crops_of(images), tmp_path / "labels"):
+        pass
+    (images / "ant" / "0000.png").rename(images / "ant" / "9999.png")
+    options = argparse.Namespace(
+        labels=None,
+        record=str(tmp_path / "labels"),
+        teacher_address="zmq://127.0.0.1:1",
+        order="cycle",
+        views=VIEWS,
+        top_k=0,
+        temperature=1.0,
+    )
+    kept, client = KeptLabels(options), FakeTeacher()
+    seen = []
+    for dataset in (crops_of(images), crops_of(images)):
+        kept.source(dataset, client, Ranks(rank=0, num_ranks=1, device=torch.device("cpu")))
+        seen.append(collate_crops(dataset.__getitems__(range(8)))["crops"].numpy())
+    kept.close(seal=True)
+    np.testing.assert_array_equal(*seen)
+    assert (seen[0] != collate_crops(crops_of(images).__getitems__(range(8)))["crops"].numpy()).any()
+
+
+def test_an_image_that_could_not_be_read_when_it_was_indexed_is_never_recorded(images, tmp_path):
+    """Nobody could tell later which image its labels are of."""
+    image = images / "ant" / "0001.png"
+    image.rename(tmp_path / "mounted later.png")
+    image.symlink_to(tmp_path / "not mounted.png")
+    record(images, tmp_path / "labels", on_unreadable="skip")
+    (tmp_path / "mounted later.png").replace(image)
+    record(images, tmp_path / "labels", on_unreadable="skip")
+    assert len(RecordedLabels.open(str(tmp_path / "labels"))) == 7 * VIEWS
 
 
 def test_unreadable_images_are_neither_recorded_nor_missed(images, tmp_path):
