@@ -131,7 +131,7 @@ class Gateway:
         cutter = None
         if hello.samples is not None:
             self._door.check_dataset(project, hello.samples.dataset)
-            cutter = self._data_sets.cutter(hello.samples, card.crop_format)
+            cutter = self._data_sets.cutter(hello.samples, card.crop_format, project)
         # What could never be in flight at once must not be sent at once.
         most = min(lane.largest_batch, project.allowance.crops_in_flight or lane.largest_batch)
         crops = slice_crops(card.crop_format.crop_bytes, record_dtype.itemsize, most, self.payload_bytes)

@@ -24,6 +24,7 @@ from teacherfarm.protos.faults import (
     WrongNumberType,
 )
 from teacherfarm.protos.messages import SampleView
+from teacherfarm.teacher_server.samples.cutting_turns import CuttingTurns, Tenant
 from teacherfarm.teacher_server.samples.referenced_crops import CropCutter
 from teacherfarm.teacher_server.samples.served_samples import ServedSamples
 
@@ -44,7 +45,7 @@ class DataSets:
         self._threads = threads
         self._open: dict[str, ServedSamples] = {}
         self._closed = False
-        self._turns = asyncio.Semaphore(2 * threads)
+        self._turns = CuttingTurns(2 * threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cut", initializer=_one_thread_each)
 
     def __repr__(self) -> str:
@@ -63,8 +64,11 @@ class DataSets:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def cutter(self, view: SampleView, crop_format: CropFormat) -> CropCutter:
-        """What cuts a session's crops. Raises UnknownDataSet, NotReady while it is indexed, or what else is wrong."""
+    def cutter(self, view: SampleView, crop_format: CropFormat, tenant: Tenant) -> CropCutter:
+        """What cuts the crops of a session of the project ``tenant``.
+
+        Raises UnknownDataSet, NotReady while it is indexed, or what else is wrong.
+        """
         samples = self._open.get(view.dataset)
         if samples is None:
             if view.dataset in self._places:
@@ -84,7 +88,7 @@ class DataSets:
             )
         if rendering.interpolation == "area" and not rendering.antialias:
             raise BadReference("interpolation 'area' always averages: ask for it with antialias")
-        return CropCutter(samples, rendering, _plan(view.plan), self._pool, self._turns)
+        return CropCutter(samples, rendering, _plan(view.plan), self._pool, self._turns, tenant)
 
     def _index(self, name: str, place: str) -> ServedSamples:
         import xxhash

@@ -19,14 +19,15 @@ from teacherfarm.protos.crop import CROP_KEY_BYTES, Rendering, content_keys
 from teacherfarm.protos.faults import BadReference, TeacherFarmFault
 from teacherfarm.protos.references import CUTMIX, CropReferences, Mixing, Place
 from teacherfarm.protos.wire import Buffer
+from teacherfarm.teacher_server.samples.cutting_turns import CuttingTurns, Tenant
 from teacherfarm.teacher_server.samples.served_samples import ServedSamples
 
 
 class CropCutter:
     """Cuts one session's crops from a data set, in one rendering, by one crop plan (None: every crop has its box).
 
-    ``turns``: how many slices, of all sessions, are cut at once. Credit counts what a slice is answered with; mixing
-    needs more for a moment, and only so many may need it.
+    ``turns``: how many slices, of all sessions, are cut at once, and whose is next, for ``tenant`` is the session's
+    project. Credit counts what a slice is answered with; mixing needs more for a moment, and only so many may need it.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class CropCutter:
         rendering: Rendering,
         plan: CropPlan | None,
         pool: Executor,
-        turns: asyncio.Semaphore,
+        turns: CuttingTurns,
+        tenant: Tenant,
     ) -> None:
-        self.turns = turns
+        self.turns, self.tenant = turns, tenant
         self.samples = samples
         self.rendering = rendering
         self.plan = plan
@@ -82,8 +84,9 @@ class ReferencedCrops:
 
     async def render(self, rows: Sequence[int]) -> tuple[NDArray[np.uint8], Sequence[int]]:
         """Pixels [n, H, W, 3] of those of ``rows`` that could be cut, and which these are."""
-        async with self._cutter.turns:
-            return await self._render([row for row in rows if row not in self.refused])
+        wanted = [row for row in rows if row not in self.refused]
+        async with self._cutter.turns.turn(self._cutter.tenant, len(wanted)):
+            return await self._render(wanted)
 
     async def _render(self, rows: list[int]) -> tuple[NDArray[np.uint8], Sequence[int]]:
         wanted = np.asarray(rows, np.int64)

@@ -32,6 +32,7 @@ from teacherfarm.protos.faults import (
 from teacherfarm.protos.messages import SampleView
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
+from teacherfarm.teacher_server.projects.project import Project
 from teacherfarm.teacher_server.samples import referenced_crops
 from teacherfarm.teacher_server.samples.data_sets import DataSets
 from tests.on_loop import on_loop
@@ -40,6 +41,7 @@ from tests.unit.student.image_folders import write_images
 RENDERING = Rendering(height=16, width=20, interpolation="bicubic")
 FORMAT = CropFormat(height=16, width=20)
 PLAN = CropPlan(seed=4)
+TENANT = Project(name="alone")
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ async def served(images, cache) -> DataSets:
 
 
 async def found(data_sets, references, **options):
-    cutter = data_sets.cutter(view(**options), FORMAT)
+    cutter = data_sets.cutter(view(**options), FORMAT, TENANT)
     return await cutter.find(references.pack(), len(references), references.place, references.mixing_kind, 0)
 
 
@@ -208,20 +210,22 @@ async def test_a_partner_that_cannot_be_had_refuses_the_crop_that_needs_it(image
 async def test_what_hello_asks_is_checked_once(images, tmp_path):
     data_sets = await served(images, tmp_path)
     with pytest.raises(UnknownDataSet, match=r"no data set 'val'.*it has: train"):
-        data_sets.cutter(view("val"), FORMAT)
+        data_sets.cutter(view("val"), FORMAT, TENANT)
     with pytest.raises(UnknownDataSet, match="it has none"):
-        DataSets().cutter(view(), FORMAT)
+        DataSets().cutter(view(), FORMAT, TENANT)
     with pytest.raises(WrongCropSize, match="16 x 20"):
-        data_sets.cutter(view(), CropFormat(height=20, width=20))
+        data_sets.cutter(view(), CropFormat(height=20, width=20), TENANT)
     with pytest.raises(WrongNumberType, match="uint8 RGB"):
-        data_sets.cutter(view(), CropFormat(height=16, width=20, channels=1))
+        data_sets.cutter(view(), CropFormat(height=16, width=20, channels=1), TENANT)
     with pytest.raises(BadReference, match="area"):
-        data_sets.cutter(view(rendering=Rendering(height=16, width=20, interpolation="area", antialias=False)), FORMAT)
+        data_sets.cutter(
+            view(rendering=Rendering(height=16, width=20, interpolation="area", antialias=False)), FORMAT, TENANT
+        )
     for plan in ("no JSON", "[]", "{}", "[" * 30_000, '{"seed": 1}', json.dumps(PLAN.to_dict() | {"attempts": 10**9})):
         with pytest.raises(BadReference, match="crop plan cannot be used"):
-            data_sets.cutter(SampleView(dataset="train", rendering=RENDERING, plan=plan), FORMAT)
+            data_sets.cutter(SampleView(dataset="train", rendering=RENDERING, plan=plan), FORMAT, TENANT)
     with pytest.raises(NotReady, match="still being indexed"):
-        DataSets({"train": str(images)}).cutter(view(), FORMAT)
+        DataSets({"train": str(images)}).cutter(view(), FORMAT, TENANT)
     data_sets.close()
 
 
@@ -265,7 +269,7 @@ async def test_a_server_that_ends_waits_for_no_index(images, tmp_path, monkeypat
 async def test_a_slice_that_is_withdrawn_cuts_nothing_more(images, tmp_path, monkeypatch):
     references, _, _ = views_of(images)
     data_sets = await served(images, tmp_path)
-    cutter = data_sets.cutter(view(), FORMAT)
+    cutter = data_sets.cutter(view(), FORMAT, TENANT)
     cutter.pool = ThreadPoolExecutor(1)
     crops = await cutter.find(references.pack(), 18, "view", "none", 0)
     decoded, going_on = [], asyncio.Event()
