@@ -41,6 +41,8 @@ TRY_AGAIN_S = 10.0
 LOOK_AROUND_S = 30.0
 """How often old segments are looked for while nothing is written."""
 LOCK_FILE = "writer.lock"
+DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadTxnError, lmdb.PanicError)
+"""What LMDB says of a file whose own pages it cannot follow any more: unlike a full disk, no time mends it."""
 
 
 class LmdbStore:
@@ -169,6 +171,9 @@ class LmdbStore:
             try:
                 self._newest().write(groups)
             except lmdb.MapFullError:
+                self._begin_segment().write(groups)
+            except DAMAGED as error:
+                log.error("label store: %s is damaged, a new file takes what comes: %s", self._segments[-1].path, error)
                 self._begin_segment().write(groups)
         except (lmdb.Error, OSError) as error:
             self._unwritten += num_labels

@@ -136,6 +136,26 @@ async def test_a_file_that_was_cut_short_ends_nothing_and_is_never_used(tmp_path
 
 
 @on_loop
+async def test_a_file_damaged_under_its_writer_is_written_no_more(tmp_path, caplog):
+    """Its pages are no pages any more: without a new file nothing was kept until its period ended."""
+    store = lmdb_store(tmp_path)
+    await store.start()
+    await put(store, range(1000))
+    [path] = segment_paths(tmp_path)
+    with path.open("r+b") as file:
+        for page in range(2, path.stat().st_size // 4096):
+            file.seek(4096 * page + 10)
+            file.write(b"\xff\xff")
+    await put(store, range(2000, 2003))
+    await put(store, range(2003, 2006))
+    assert len(segment_paths(tmp_path)) == 2
+    assert await store.get(WIDE, [key(n) for n in range(2000, 2006)]) == [record(n) for n in range(2000, 2006)]
+    assert (store.stats()[0].dropped, store.stats()[0].why) == (0, "")
+    assert f"{path} is damaged" in caplog.text
+    await store.close()
+
+
+@on_loop
 async def test_a_file_that_is_none_of_ours_is_put_aside(tmp_path, caplog):
     path = new_path(tmp_path, time.time())
     path.write_bytes(b"no LMDB at all" * 1000)
