@@ -10,6 +10,9 @@ from teacherfarm.label_store.label_store import StoreScope
 Groups = dict[StoreScope, list[tuple[bytes, bytes]]]
 """Keys and records by scope, in the order they came."""
 
+OBJECTS_BYTES = 96
+"""What Python adds to a key and its record, measured: two objects and their places in lists."""
+
 
 class WriteQueue:
     """Filled by one thread and emptied by one, without a lock: each end writes its own count alone."""
@@ -25,7 +28,7 @@ class WriteQueue:
 
     def put(self, scope: StoreScope, keys: Sequence[bytes], records: Sequence[bytes]) -> bool:
         """Whether there was room; if not, nothing is kept."""
-        size = len(keys) * (scope.record_bytes + len(keys[0])) if keys else 0
+        size = len(keys) * (scope.record_bytes + len(keys[0]) + OBJECTS_BYTES) if keys else 0
         if self._put_bytes - self._taken_bytes + size > self._most_bytes:
             return False
         self._put_bytes += size
