@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,6 +54,7 @@ class RedisStore:
         self._wake = asyncio.Event()
         self._client = make_client(url, timeout_s=timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
+        self._requests: set[asyncio.Future[Any]] = set()
         self._lost = asyncio.Event()
         self._why = "not connected yet"
         self._refused_s = -math.inf
@@ -82,8 +83,7 @@ class RedisStore:
             return [None] * len(keys)
         scope_id = scope.id
         try:
-            async with asyncio.timeout(self._timeout_s):
-                values = await self._client.mget([PREFIX + scope_id + key for key in keys])
+            values = await self._in_time(self._client.mget([PREFIX + scope_id + key for key in keys]))
         except LOST as error:
             self._lose(error)
             return [None] * len(keys)
@@ -126,7 +126,27 @@ class RedisStore:
             watch.cancel()
             self._wake.set()
             await asyncio.gather(writer, watch, return_exceptions=True)
+        await asyncio.gather(*self._requests, return_exceptions=True)
         await self._client.aclose(close_connection_pool=True)
+
+    async def _in_time(self, asked: Awaitable[Any]) -> Any:
+        """What Redis answers. Raises TimeoutError at once: a cancelled request may take seconds to hang up."""
+        request = asyncio.ensure_future(asked)
+        self._requests.add(request)
+        request.add_done_callback(self._forget)
+        try:
+            done, _ = await asyncio.wait({request}, timeout=self._timeout_s)
+        finally:
+            request.cancel()
+        if not done:
+            raise TimeoutError
+        return request.result()
+
+    def _forget(self, request: asyncio.Future[Any]) -> None:
+        self._requests.discard(request)
+        if not request.cancelled():
+            # Whoever asked has gone where it is not told.
+            request.exception()
 
     async def _connect(self) -> None:
         async with asyncio.timeout(CONNECT_S):
