@@ -19,6 +19,7 @@ from pathlib import Path
 
 import lmdb
 
+from teacherfarm.label_store.label_directory import MANIFEST_FILE
 from teacherfarm.label_store.label_store import LayerStats, StoreScope
 from teacherfarm.label_store.lmdb_segment import (
     Segment,
@@ -244,6 +245,11 @@ class LmdbStore:
 
 def _lock_folder(folder: Path) -> int:
     """Be the one writer; the lock goes with the process, however it ends."""
+    if (folder / MANIFEST_FILE).exists():
+        raise LabelStoreFault(
+            f"{folder} holds recorded labels (teacherfarm label, distill --record), and a server's store is something "
+            "else: give --store another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)

@@ -347,7 +347,11 @@ class AsyncTeacherClient:
         """Before the first Welcome a wrong address is likelier than a bad moment: stop after ``connect_s``."""
         if asyncio.get_running_loop().time() - self._connecting_since_s > self.timeouts.connect_s:
             places = ", ".join(map(str, self._addresses))
-            raise type(fault)(f"no session with {places} within {self.timeouts.connect_s:g} s: {fault.message}")
+            advice = ""
+            if isinstance(fault, SessionLost):
+                doctor = f"teacherfarm doctor {self._addresses[0]}"
+                advice = f"; is a server running there, with this port for this wire? `{doctor}` looks"
+            raise type(fault)(f"no session with {places} within {self.timeouts.connect_s:g} s: {fault.message}{advice}")
 
     def _set_connected(self) -> None:
         if self._connected is not None and not self._connected.done():

@@ -204,8 +204,24 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+EXAMPLES = """\
+examples:
+  teacherfarm serve models/                                          gRPC on port 7000, ZeroMQ on 7001, this machine
+  teacherfarm serve models/ --grpc off --zmq 127.0.0.1:7101 --http off
+  teacherfarm serve models/ --store lmdb:kept/ --store-max-gb 50     keep labels: crops that come again are not computed
+  teacherfarm serve models/ --dataset imagenet=/data/imagenet/train  students may name crops instead of sending them
+  teacherfarm serve --config farm.toml
+
+Every setting can come from the environment, too (TEACHERFARM_ZMQ=...); what is given here counts most.
+Ctrl-C or SIGTERM answers what was accepted, then ends.
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``teacherfarm serve``."""
+    parser.usage = "%(prog)s [MODELS] [options]"
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("models", nargs="?", help="directory of exported teachers (teacherfarm export NAME --out DIR)")
     parser.add_argument("--config", type=Path, help="TOML file with any of these settings (underscores for dashes)")
     for setting in dataclasses.fields(ServerSettings):

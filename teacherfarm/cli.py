@@ -10,7 +10,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -144,7 +146,8 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS:
-        own = commands.add_parser(command.name, help=command.about, description=command.about.capitalize() + ".")
+        sentence = command.about[0].upper() + command.about[1:] + "."
+        own = commands.add_parser(command.name, help=command.about, description=sentence)
         # Not a second default: it would undo a --debug that stands before the sub-command's name.
         own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if command.name == chosen:
@@ -172,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = make_parser(command.name)
         options = parser.parse_args(arguments)
-        return load(command).main(options)
+        with nullcontext() if debug else warnings_in_one_line():
+            return load(command).main(options)
     except KeyboardInterrupt:
         print(f"\nteacherfarm {command.name}: interrupted", file=sys.stderr)
         return 130
@@ -188,6 +192,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"teacherfarm {command.name}: {sentence}", file=sys.stderr)
         return status
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Whoever types a command is not helped by the line of ours that warned."""
+    former = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
 
 
 def explain(command: Command, error: Exception) -> tuple[str | None, int]:

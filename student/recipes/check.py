@@ -138,7 +138,7 @@ def _ask(
         on_mismatch="ignore",
     )
     counts = Counts(name=name, said=np.zeros((len(images.match.names), teacher.card.num_classes), np.int64))
-    for batch, labels in tqdm(labelled, desc=name, unit="batch", disable=None, leave=False):
+    for batch, labels in tqdm(labelled, desc=name, unit=" batches", disable=None, leave=False):
         targets = images.targets(batch).numpy()
         log_p = labels.log_probabilities.astype(np.float32)
         _count(labels, log_p, targets, batch["targets"].numpy(), counts)

@@ -47,14 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """0 when every image can be understood, 1 where some cannot. Raises BadDataSet."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from teacherfarm.crops.sample_index import SampleIndex, index_dataset
     from teacherfarm.crops.sample_readers import open_samples
+    from teacherfarm.student.recipes.folders import training_images
 
     known = SampleIndex.load(options.out) if options.out is not None and options.out.exists() else None
     reader = open_samples(options.path if len(options.path) > 1 else options.path[0])
     started_s = time.monotonic()
-    with tqdm(total=len(reader), unit="image", desc="index") as bar:
+    with logging_redirect_tqdm(), tqdm(total=len(reader), unit=" images", desc="index", disable=None) as bar:
         index = index_dataset(reader, progress=bar.update, known=known, threads=options.threads)
     took_s = time.monotonic() - started_s
     if options.out is not None:
@@ -78,6 +80,9 @@ def main(options: argparse.Namespace) -> int:
     ]
     if options.out is not None:
         rows.append(("kept in", str(options.out)))
+    inner = training_images(options.path[0]) if len(options.path) == 1 else options.path[0]
+    if inner != options.path[0]:
+        rows.append(("note", f"train and what lies beside it are taken as classes; the images to train on: {inner}"))
     for name, value in rows:
         print(f"{name:<13} {value}")
     for row in unreadable[:UNREADABLE_SHOWN].tolist():

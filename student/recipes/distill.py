@@ -92,7 +92,7 @@ def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> in
     check_options(options, data, card.activation)
     checkpoint = find_checkpoint(options)
     begin = read_progress(checkpoint) if checkpoint is not None else {"pass": 0, "steps": 0}
-    say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12]}")
+    say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12] or 'unknown'}")
     if kept.recorded is not None:
         say(f"labels   {kept}")
     say(f"data     {len(data.train)} images to train on, {len(data.val)} to evaluate; {data.train.match}")

@@ -29,6 +29,19 @@ def find_samples(data: Path, name: str, option: str) -> SampleReader:
     return open_samples(location)
 
 
+def training_images(data: str, name: str = "train") -> str:
+    """DATA's training images where DATA holds such, as distill finds them; otherwise DATA itself."""
+    location = samples_location(Path(data), name) if os.path.isdir(data) else None
+    if location is None or (os.path.isdir(location) and not _holds_samples(location)):
+        return data  # or a class of that name
+    return location
+
+
+def _holds_samples(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() or entry.name.endswith((".tar", ".parquet")) for entry in entries)
+
+
 def samples_location(data: Path, name: str) -> str | None:
     """The folder DATA/name, or the tar or Parquet files that are called so; None where there are neither."""
     for place in PLACES:

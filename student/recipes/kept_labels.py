@@ -154,7 +154,7 @@ class KeptLabels:
 
         def open_recording() -> RecordingTeacher:
             new = ranks.first and not LabelDirectory(options.record).exists()
-            with tqdm(total=len(dataset), desc="indexing", unit="image", disable=None if new else True) as bar:
+            with tqdm(total=len(dataset), desc="indexing", unit=" images", disable=None if new else True) as bar:
                 return RecordingTeacher(
                     teacher,
                     dataset,

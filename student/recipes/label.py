@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from teacherfarm.label_store.label_directory import JOURNALS, SHARDS, LabelDirectory
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.student.recipes.distill_data import num_workers
+from teacherfarm.student.recipes.folders import training_images
 from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.kept_labels import advance
 from teacherfarm.student.recipes.label_command import add_arguments
@@ -83,7 +85,7 @@ class Part:
 def open_labelling(job: Job) -> Labelling:
     """Connect and open; a new directory reads the data set once to index it, with a bar."""
     new = not LabelDirectory(job.out).exists()
-    with tqdm(desc="indexing", unit="image", disable=None if new else True) as bar:
+    with logging_redirect_tqdm(), tqdm(desc="indexing", unit=" images", disable=None if new else True) as bar:
         return Labelling(job, indexing=advance(bar))
 
 
@@ -95,7 +97,8 @@ def report(options: argparse.Namespace, came: int, took_s: float, *, due_here: i
     size = sum(file.stat().st_size for file in files)
     each = f", {size / there:.2f} bytes each ({size / 1e6:.1f} MB)" if there == total else ""
     print(f"labels   {there} of {total} in {options.out}{each}")
-    print(f"speed    {came} labels in {took_s:.1f} s: {came / took_s:.0f} labels/s")
+    if came:
+        print(f"speed    {came} labels in {took_s:.1f} s: {came / took_s:.0f} labels/s")
     unreadable = labels.index.unreadable()
     if len(unreadable):
         named = ", ".join(labels.index.name(int(row)) for row in unreadable[:5])
@@ -115,7 +118,7 @@ def train_command(options: argparse.Namespace, views: int) -> str:
     """The distill command that replays these labels."""
     data = Path(options.data)
     folder = ""
-    if not (data / options.train_folder).exists():
+    if training_images(options.data, options.train_folder) == options.data:
         data, name = data.parent, data.name
         folder = "" if name == "train" else f" --train-folder {shlex.quote(name)}"
     crops = " --crops-per-image 4" if views >= 4 else ""

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_argument_group("labels")
     labels.add_argument("--views", type=int, default=50, metavar="N", help="crops of each image (default: 50)")
     kind = labels.add_mutually_exclusive_group()
-    kind.add_argument("--top-k", type=int, default=10, metavar="K", help="keep the K best classes (default: 10)")
+    # The default is text, so that argparse sees a --top-k 10 that was given, and refuses it beside --dense.
+    kind.add_argument("--top-k", type=int, default="10", metavar="K", help="keep the K best classes (default: 10)")
     kind.add_argument(
         "--dense", action="store_true", help="keep all classes: any temperature later, 2 bytes a class (2 kB for 1000)"
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +19,7 @@ from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.own_pixels import OwnPixels
-from teacherfarm.student.recipes.folders import samples_location
+from teacherfarm.student.recipes.folders import training_images
 from teacherfarm.student.recipes.views_to_label import Todo, ViewsToLabel, loader_of
 from teacherfarm.student.recording_teacher import RecordingTeacher
 from teacherfarm.student.settings import Timeouts
@@ -56,7 +54,7 @@ class Job:
         if options.dense and options.temperature != 1:
             raise ValueError("--dense labels take any temperature later: leave --temperature out")
         return cls(
-            samples=find_location(options.data, options.train_folder),
+            samples=training_images(options.data, options.train_folder),
             out=options.out,
             address=options.teacher_address,
             teacher=options.teacher,
@@ -83,11 +81,6 @@ def connect(job: Job, by_reference: ByReference | None = None) -> TeacherClient:
         timeouts=Timeouts(answer_s=job.answer_s),
         by_reference=by_reference,
     )
-
-
-def find_location(data: str, train_folder: str) -> str:
-    """DATA's training images where DATA holds such, as distill finds them; otherwise DATA itself."""
-    return (samples_location(Path(data), train_folder) if os.path.isdir(data) else None) or data
 
 
 class Labelling:

@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for action in ACTIONS:
         own = actions.add_parser(action.name, help=action.about)
-        own.description = action.about.capitalize() + "."
+        own.description = action.about[0].upper() + action.about[1:] + "."
         own.module = action.module
 
 

@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     older_than_s = parse_age(options.older_than) if options.older_than else 0.0
     store = open_upkeep(options.location)
     try:
-        with tqdm(total=len(store), unit="label", unit_scale=True, desc="evicting", disable=None) as bar:
+        with tqdm(total=len(store), unit=" labels", unit_scale=True, desc="evicting", disable=None) as bar:
             removed = store.evict(chosen_by(options), older_than_s, bar.update)
     finally:
         store.close()

@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> int:
     written = empty = 0
     with (
         ThreadPoolExecutor(max(1, options.threads), thread_name_prefix="export") as pool,
-        tqdm(total=len(paths), initial=len(paths) - len(wanted), desc="exporting", unit="image", disable=None) as bar,
+        tqdm(total=len(paths), initial=len(paths) - len(wanted), desc="exporting", unit=" images", disable=None) as bar,
     ):
         for first in range(0, len(wanted), at_once):
             rows = wanted[first : first + at_once]

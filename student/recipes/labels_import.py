@@ -135,7 +135,7 @@ def _index(data: str, out: Path) -> SampleIndex:
     kept = LabelDirectory(out)
     known = kept.read_samples(kept.read().manifest) if kept.exists() else None
     samples = open_samples(data)
-    with tqdm(total=len(samples), desc="indexing", unit="image", disable=None) as bar:
+    with tqdm(total=len(samples), desc="indexing", unit=" images", disable=None) as bar:
 
         def advance(done: int) -> None:
             bar.update(done)

@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
         return recorded_stats.main(options.location)
     store = open_upkeep(options.location)
     try:
-        with tqdm(total=len(store), unit="label", unit_scale=True, desc="counting", disable=None) as bar:
+        with tqdm(total=len(store), unit=" labels", unit_scale=True, desc="counting", disable=None) as bar:
             summaries = store.summaries(bar.update)
         print(f"{sum(one.labels for one in summaries):,} labels, {store.disk_bytes() / 1e6:,.1f} MB")
         for one in summaries:

@@ -19,7 +19,7 @@ examples:
   teacherfarm labels verify lmdb:/var/lib/teacherfarm/labels
   teacherfarm labels verify redis://10.0.0.11:6379/0
   teacherfarm labels verify runs/labels
-  teacherfarm labels verify runs/labels --teacher-address zmq://127.0.0.1:7001 --data DATA --share 0.05
+  teacherfarm labels verify runs/labels --teacher-address zmq://127.0.0.1:7001 --data DATA/train --share 0.05
 
 Exit status: 0 all is as it was written, 1 something is damaged or differs.
 """
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
         return recorded_verify.main(options)
     store = open_upkeep(options.location)
     try:
-        with tqdm(total=len(store), unit="label", unit_scale=True, desc="checksums", disable=None) as bar:
+        with tqdm(total=len(store), unit=" labels", unit_scale=True, desc="checksums", disable=None) as bar:
             verdict = store.verify(bar.update)
     finally:
         store.close()

@@ -33,7 +33,7 @@ class PassMeter:
         self._crops, self._began_s = 0, time.perf_counter()
         # None: only where somebody watches a terminal.
         disable = None if ranks.first else True
-        self._bar = tqdm(total=len(loader), initial=done_before, desc=title, unit="step", disable=disable)
+        self._bar = tqdm(total=len(loader), initial=done_before, desc=title, unit=" steps", disable=disable)
 
     def step(self, loss: Tensor, num_crops: int) -> None:
         """One more step was taken. Raises ValueError when the loss is no number any more (looked at now and

@@ -16,6 +16,7 @@ from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.blocking import TeacherClient
+from teacherfarm.student.recipes.folders import training_images
 from teacherfarm.student.recipes.plan_arithmetic import Costs, Setup, all_ways, teachers_for
 from teacherfarm.student.recipes.plan_command import CROPS_PER_IMAGE, EPOCHS, LINK_MBIT_S
 from teacherfarm.student.recipes.plan_measure import FarmFacts, ImageFacts, measure_farm, measure_images
@@ -34,7 +35,7 @@ POSITIVE = (
 def main(options: argparse.Namespace) -> int:
     """Run the command. Mistakes and faults are raised."""
     check(options)
-    reader = open_samples(options.data)
+    reader = open_samples(training_images(options.data))
     if not options.teacher_address:
         size = options.size or USUAL_SIZE
         rendering = Rendering(height=size, width=size)
@@ -177,7 +178,7 @@ def show(
         print(json.dumps(said, indent=2))
         return 0
     pixels = f"{images.height:.0f} x {images.width:.0f} pixels, {images.image_bytes / 1e3:.0f} kB"
-    print(f"images    {options.data}: {images.num_images}, on average {pixels}")
+    print(f"images    {training_images(options.data)}: {images.num_images}, on average {pixels}")
     if card is not None:
         print(f"teacher   {card.name}: {card.num_classes} classes, {rendering.height}x{rendering.width} crops")
     print()

@@ -11,7 +11,7 @@ Teacher in the loop, streaming, or recording and replaying: what does each cost,
 teacher? Measures a sample of the images on this machine (and your farm, where one is given), computes hours, bytes,
 disk and cores for each way, and says which is cheapest and why. What is assumed is printed and can be given.
 
-DATA is a folder with one folder per class, WebDataset .tar files or Parquet files.
+DATA is a folder with one folder per class, WebDataset .tar files, Parquet files, or a folder that holds train/.
 """
 
 EPOCHS, CROPS_PER_IMAGE, LINK_MBIT_S = 300, 4, 1000.0

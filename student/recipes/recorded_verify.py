@@ -86,7 +86,7 @@ def check_blocks(labels: RecordedLabels) -> bool:
     """Check every checksum and print what is damaged."""
     shards = labels.content.shards
     total = sum(labels.content.geometry.shard_size(shard.number) for shard in shards)
-    with tqdm(total=total, unit="label", unit_scale=True, desc="checksums", disable=None) as bar:
+    with tqdm(total=total, unit=" labels", unit_scale=True, desc="checksums", disable=None) as bar:
         damaged = labels.verify(progress=bar.update)
     named = [str(damage) for damage in damaged] + labels.damaged_journals
     for damage in named[:MOST_NAMED]:
@@ -131,7 +131,7 @@ def ask_again(labels: RecordedLabels, options: argparse.Namespace) -> bool:
         if recorded.artifact_digest != live.artifact_digest:
             print(f"teacher: the same in another file than recorded ({' and '.join(precisions)}), by its digests")
         places = choose(labels, options.share, options.seed)
-        with tqdm(total=len(places), unit="label", desc="asking again", disable=None) as bar:
+        with tqdm(total=len(places), unit=" labels", desc="asking again", disable=None) as bar:
             compare_all(labels, teacher, open_samples(options.data), places, asked, bar)
     return tell(asked, options.share)
 

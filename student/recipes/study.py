@@ -17,6 +17,7 @@ from tqdm import tqdm
 from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.crops.sample_readers import open_samples
 from teacherfarm.label_store.recorded_labels import RecordedLabels
+from teacherfarm.student.recipes.folders import training_images
 from teacherfarm.student.recipes.study_answers import ROUNDED, Answers, open_answers, recorded_log_probabilities
 from teacherfarm.student.recipes.study_drift import Drift, drift, tempered
 from teacherfarm.student.recipes.study_formats import NAMES, LabelFormat, formats
@@ -87,19 +88,20 @@ def of_teacher(options: argparse.Namespace, teacher: Answers) -> int:
             "features, and there is nothing to compare"
         )
     check_pictures(card)
-    reader = open_samples(options.data)
+    location = training_images(options.data)
+    reader = open_samples(location)
     scale = tuple(options.crop_scale) if options.crop_scale else card.crop_scale
     plan = CropPlan(seed=options.seed, scale=scale, ratio=card.crop_ratio)
     sample = CropSample(reader, num_crops=options.crops, plan=plan)
     print(f"teacher   {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12]}, {teacher.precision}")
-    print(f"images    {options.data}: crops of {scale[0]:g} to {scale[1]:g} of the area")
+    print(f"images    {location}: crops of {scale[0]:g} to {scale[1]:g} of the area")
 
     ways = arrivals(sample, card.rendering, card.crop_format)
     total = num_ways(card.rendering) if options.only != "labels" else 1
     full: NDArray[np.float32] | None = None
     truth: dict[float, NDArray[np.float64]] = {}
     rows: list[Row] = []
-    with tqdm(total=total, desc="asking the teacher", unit="way", disable=None, leave=False) as bar:
+    with tqdm(total=total, desc="asking the teacher", unit=" ways", disable=None, leave=False) as bar:
         for arrival in ways:
             answer = teacher.log_probabilities(arrival.pixels)
             bar.update()

@@ -10,8 +10,9 @@ What may a label and a crop weigh, before it hurts? Asks a teacher about random 
 answers down in every format, reads them back, and reports bytes against the divergence from the full-precision answers;
 then the same for ways to send the crops. Names the smallest of each that keeps a budget, and the setting to write.
 
-DATA is a folder with one folder per class, WebDataset .tar files or Parquet files. Divergence is KL(label || full
-precision) in nats: what a student's loss is above its minimum although the student says exactly what the teacher does.
+DATA is a folder with one folder per class, WebDataset .tar files, Parquet files, or a folder that holds train/.
+Divergence is KL(label || full precision) in nats: what a student's loss is above its minimum although the student says
+exactly what the teacher does.
 """
 
 EXAMPLE = """\

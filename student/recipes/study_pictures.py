@@ -132,10 +132,13 @@ def _name(
     axes: Axes, rows: Sequence[Row], temperature: float, name: Callable[[Row], str], offset: tuple[int, int]
 ) -> None:
     """Each row's name beside its point, ``offset`` in typographic points: to the left of it where that is negative."""
+    from matplotlib.patheffects import withStroke
+
     side = "center" if not offset[0] else "left" if offset[0] > 0 else "right"
     for row in rows:
         place = (row.num_bytes, _height(row, temperature))
-        axes.annotate(name(row), place, textcoords="offset points", xytext=offset, ha=side, fontsize=7)
+        text = axes.annotate(name(row), place, textcoords="offset points", xytext=offset, ha=side, fontsize=7)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # lines may pass behind it
 
 
 def _height(row: Row, temperature: float) -> float:

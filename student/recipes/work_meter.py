@@ -18,7 +18,7 @@ class WorkMeter:
     def __init__(
         self, what: str, *, total: int, done_before: int, unit: str, line_every_s: float = LINE_EVERY_S
     ) -> None:
-        self._bar = tqdm(total=total, initial=done_before, desc=what, unit=unit, disable=None)
+        self._bar = tqdm(total=total, initial=done_before, desc=what, unit=f" {unit}s", disable=None)
         self._what, self._total, self._before, self._unit = what, total, done_before, unit
         self._line_every_s = line_every_s
         self._done = 0

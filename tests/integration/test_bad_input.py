@@ -248,3 +248,4 @@ def test_a_student_of_a_server_that_speaks_something_else(tiny_farm, wire):
     fault = refused(f"{wire}://{status_page}", timeouts=Timeouts(connect_s=0.5))
     assert isinstance(fault, faults.SessionLost)
     assert f"no session with {wire}://{status_page} within 0.5 s" in str(fault)
+    assert f"is a server running there, with this port for this wire? `teacherfarm doctor {wire}://" in str(fault)

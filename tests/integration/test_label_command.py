@@ -74,7 +74,25 @@ def test_labels_are_the_teachers_and_the_summary_says_how_to_train(data, tiny_fa
     assert label.main(options(data, address, tmp_path / "labels")) == 0
     said = capsys.readouterr().out
     assert "going on 150 of 150 labels are there already" in said
-    assert "speed    0 labels" in said
+    assert "speed" not in said
+
+
+def test_files_beside_each_other_are_trained_from_where_they_are(tmp_path):
+    (tmp_path / "train-000.tar").touch()
+    asked = argparse.Namespace(data=str(tmp_path), train_folder="train", out="labels")
+    assert label.train_command(asked, 2).startswith(f"teacherfarm distill {tmp_path} --labels labels ")
+    asked.data = str(tmp_path / "train-000.tar")
+    assert f"distill {tmp_path} --train-folder train-000.tar " in label.train_command(asked, 2)
+
+
+def test_dense_and_the_best_classes_are_not_both(capsys):
+    parser = argparse.ArgumentParser()
+    label.add_arguments(parser)
+    needed = ["DATA", "--teacher-address", "zmq://127.0.0.1:7001", "--out", "labels", "--dense"]
+    assert parser.parse_args(needed).top_k == 10
+    with pytest.raises(SystemExit):
+        parser.parse_args([*needed, "--top-k", "10"])
+    assert "--top-k: not allowed with argument --dense" in capsys.readouterr().err
 
 
 def test_by_reference_labels_are_the_same(data, tiny_models, right, tmp_path):

@@ -112,6 +112,11 @@ def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LabelStoreFault, match=r"cannot keep labels in .*file.*--store another folder"):
         lmdb_store(tmp_path / "file")
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / "manifest.json").touch()
+    with pytest.raises(LabelStoreFault, match=r"recorded holds recorded labels .*give --store another folder"):
+        lmdb_store(tmp_path / "recorded")
+    assert [file.name for file in (tmp_path / "recorded").iterdir()] == ["manifest.json"]
     with pytest.raises(ValueError, match="needs 16 MiB or more"):
         lmdb_store(tmp_path, most_bytes=1)
 

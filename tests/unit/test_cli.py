@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -98,6 +99,22 @@ def test_our_own_missing_module_is_not_blamed_on_the_user(raising):
     raising(ModuleNotFoundError("No module named 'teacherfarm.student.lost'", name="teacherfarm.student.lost"))
     with pytest.raises(ModuleNotFoundError):
         cli.main(["serve"])
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def main(_):
+        print(warnings.formatwarning("few views", UserWarning, "ours.py", 7, "dataset = ..."), end="")
+        return 0
+
+    former = warnings.formatwarning
+    module = types.SimpleNamespace(add_arguments=lambda _: None, main=main)
+    monkeypatch.setattr(cli, "load", lambda _: module)
+    monkeypatch.delenv("TEACHERFARM_DEBUG", raising=False)
+    assert cli.main(["serve"]) == 0
+    assert capsys.readouterr().out == "warning: few views\n"
+    assert warnings.formatwarning is former
+    assert cli.main(["serve", "--debug"]) == 0
+    assert "ours.py:7: UserWarning: few views" in capsys.readouterr().out
 
 
 def test_what_is_not_foreseen_keeps_its_traceback(raising):
