@@ -26,6 +26,7 @@ BOX = np.dtype([("top", "<u4"), ("left", "<u4"), ("height", "<u4"), ("width", "<
 PLAN_KIND = "random-resized-crop/philox4x32-10/1"
 """Named in manifests; another rule, or another reading of the same numbers, needs another name."""
 
+MOST_ATTEMPTS = 100
 _EAGER_ATTEMPTS = 2
 _UNIT = 2.0**-32
 _MAX_SIDE = 2**16
@@ -54,8 +55,9 @@ class CropPlan:
                 raise ValueError(f"a crop plan's {name} is (lowest, highest) within 0..{most:g}, got {(low, high)}")
         if not 0.0 <= self.flip_probability <= 1.0:
             raise ValueError(f"flip_probability lies in 0..1, got {self.flip_probability}")
-        if not 1 <= self.attempts <= 1000:
-            raise ValueError(f"attempts lies in 1..1000, got {self.attempts}")
+        # Peers name plans, and each attempt costs whoever cuts.
+        if not 1 <= self.attempts <= MOST_ATTEMPTS:
+            raise ValueError(f"attempts lies in 1..{MOST_ATTEMPTS}, got {self.attempts}")
 
     def boxes(self, samples: ArrayLike, views: ArrayLike, heights: ArrayLike, widths: ArrayLike) -> NDArray[np.void]:
         """Boxes (``BOX``) for sample numbers, views and image sizes in pixels, broadcast against one another.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,7 +76,11 @@ class RecordedLabels:
 
     @classmethod
     def open(
-        cls, location: str, *, near: str | None = None, progress: Callable[[int], object] | None = None
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        near: str | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> RecordedLabels:
         """Recorded labels in a folder, or at any URL that fsspec reaches.
 
@@ -85,7 +90,7 @@ class RecordedLabels:
         """
         from teacherfarm.label_store.near_copy import bring_near
 
-        return cls(LabelDirectory(bring_near(location, near=near, progress=progress)))
+        return cls(LabelDirectory(bring_near(os.fspath(location), near=near, progress=progress)))
 
     def __len__(self) -> int:
         """Labels that were written: sealed, or in journals."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from teacherfarm.crops.crop_plan import sample_number
 from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex, index_dataset
 from teacherfarm.crops.sample_names import name_array
 from teacherfarm.label_store.label_directory import LabelDirectory
-from teacherfarm.protos.faults import SampleChanged, UnknownSample, UnreadableImage
+from teacherfarm.protos.faults import BadReference, SampleChanged, UnknownSample, UnreadableImage
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.student.image_sources import ImageSource, SampleImages, SourceImage
 
 _log = logging.getLogger(__name__)
@@ -160,3 +161,12 @@ def _row_by_content(index: SampleIndex, source: ImageSource, place: int) -> int:
         return int(index.find([b""], hashed.view(f"V{HASH_BYTES}"))[0])
     except (UnreadableImage, UnknownSample):
         return -1
+
+
+def refuse_mixed(crops: Any) -> None:
+    """Raises BadReference for crops mixed by reference: their labels belong to no single sample and view."""
+    if isinstance(crops, CropReferences) and crops.mixing is not None:
+        raise BadReference(
+            "labels of mixed crops belong to no single sample, so they are neither recorded nor replayed: stream them, "
+            "or mix the recorded labels of plain crops"
+        )

@@ -22,7 +22,7 @@ from teacherfarm.protos.crop import CROP_KEY_BYTES
 from teacherfarm.protos.faults import LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.recorded_boxes import RecordedBoxes
-from teacherfarm.student.recorded_samples import RecordedImages, rows_at
+from teacherfarm.student.recorded_samples import RecordedImages, refuse_mixed, rows_at
 from teacherfarm.student.recording_teacher import CropsBySample, RecordingTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class RecordedTeacher:
         priority: int = 0,
     ) -> ReplayedLabels:
         """The labels of some samples' views; ``crops`` may be None where there is no ``otherwise``."""
+        refuse_mixed(crops)
         rows = rows_at(self.rows, samples)
         labels = self.labels.soft_labels(rows, views)
         missing = np.flatnonzero((labels.weight == 0) & (samples >= 0))

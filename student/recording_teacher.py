@@ -20,7 +20,7 @@ from teacherfarm.protos.crop import Rendering
 from teacherfarm.protos.faults import RecordingStopped
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.recorded_samples import RecordedImages, index_of, rows_at
+from teacherfarm.student.recorded_samples import RecordedImages, index_of, refuse_mixed, rows_at
 
 if TYPE_CHECKING:
     from teacherfarm.crops.crop_plan import CropPlan
@@ -146,6 +146,7 @@ class RecordingTeacher:
         priority: int = 0,
     ) -> LabelsToRecord:
         """Ask; the labels are recorded when they are collected."""
+        refuse_mixed(crops)
         asked = self.teacher.submit(crops, keys=keys, priority=priority)
         return LabelsToRecord(self, asked, rows_at(self.rows, samples), np.asarray(views, np.int64))
 

@@ -170,6 +170,7 @@ def test_a_damaged_manifest_is_named(change, words):
         {"ratio": (2.0, 1.0)},
         {"flip_probability": 1.5},
         {"attempts": 0},
+        {"attempts": 101},
     ],
 )
 def test_impossible_settings_are_refused(settings):

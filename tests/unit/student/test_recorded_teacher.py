@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader
 
 from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.mixing import Mix, mix_references
 from teacherfarm.crops.sample_index import index_dataset
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.crop import Rendering
-from teacherfarm.protos.faults import LabelsMismatch, LabelsMissing, ReplayRefused, SampleChanged
+from teacherfarm.protos.faults import BadReference, LabelsMismatch, LabelsMissing, ReplayRefused, SampleChanged
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
@@ -359,6 +360,21 @@ def test_a_full_disk_stops_the_recording_and_not_the_training(images, tmp_path, 
         f"recording stopped, training goes on: {recording.stopped}"
     ]
     assert len(RecordedLabels.open(str(tmp_path / "labels"))) == 8
+
+
+def test_mixed_crops_are_neither_recorded_nor_replayed(images, tmp_path):
+    record(images, tmp_path / "labels")
+    plain = CropReferences.of_views([1, 2], [3, 4], [0, 0])
+    mixed = mix_references(plain, Mix(kind="mixup", partner=(1, 0), own_share=200))
+    places = {"samples": np.array([0, 1]), "views": np.array([0, 0])}
+    dataset = crops_of(images)
+    with (
+        RecordingTeacher(FakeTeacher(), dataset, tmp_path / "labels") as recording,
+        pytest.raises(BadReference, match="no single sample"),
+    ):
+        recording.submit(mixed, **places)
+    with pytest.raises(BadReference, match="no single sample"):
+        RecordedTeacher(RecordedLabels.open(tmp_path / "labels"), dataset).submit(mixed, **places)
 
 
 def test_a_loader_says_what_it_lacks(images, tmp_path):
