@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -34,11 +35,13 @@ class Student(threading.Thread):
         self.stopping, self.error = threading.Event(), None
 
     def run(self):
-        crops = make_crops(BATCH, seed=1)
         try:
             with self.client as teacher:
-                while not self.stopping.is_set():
-                    teacher.label(crops)
+                # New crops each time: kept labels would leave the teacher nothing to do.
+                for seed in itertools.count():
+                    if self.stopping.is_set():
+                        return
+                    teacher.label(make_crops(BATCH, seed))
         except BaseException as error:
             self.error = error
 
@@ -60,7 +63,7 @@ def watched(tmp_path_factory, tiny_models):
     folder = tmp_path_factory.mktemp("watched")
     projects = folder / "projects.toml"
     keys = {project: make_key(project, projects) for project in ("heavy", "light")}
-    with FarmProcess(folder, tiny_models, f"--projects={projects}") as farm:
+    with FarmProcess(folder, tiny_models, f"--projects={projects}", f"--store=lmdb:{folder / 'kept'}") as farm:
         with pytest.raises(Unauthenticated), TeacherClient(farm.zmq, api_key="not a key"):
             pass
         students = [

@@ -13,7 +13,7 @@ from teacherfarm.label_store.label_store import (
     unseal,
 )
 from teacherfarm.label_store.memory_store import ENTRY_BYTES, MemoryStore
-from teacherfarm.label_store.write_queue import WriteQueue
+from teacherfarm.label_store.write_queue import OBJECTS_BYTES, WriteQueue
 from teacherfarm.protos.soft_label import LabelSpec
 from tests.label_stores import SCOPE
 
@@ -59,7 +59,7 @@ def test_a_label_larger_than_all_room_is_not_kept():
 
 
 def test_the_queue_is_bounded_and_gives_back_its_room():
-    queue = WriteQueue(3 * 36)
+    queue = WriteQueue(3 * (36 + OBJECTS_BYTES))
     assert [queue.put(SCOPE, [KEYS[n]], [RECORD]) for n in range(4)] == [True, True, True, False]
     assert queue.take(1) == ({SCOPE: [(KEYS[0], RECORD)]}, 1)
     assert queue.put(SCOPE, KEYS[4:5], [RECORD])
