@@ -104,10 +104,10 @@ class PendingBatch:
 
     def fill(self, first: int, records: NDArray[np.void]) -> None:
         """Take the labels of some rows."""
-        self.fill_rows(np.arange(first, first + len(records)), records)
+        self.fill_rows(slice(first, first + len(records)), records)
 
     def fill_rows(
-        self, rows: NDArray[np.int64], records: NDArray[np.void], weight: NDArray[np.float32] | float = 1.0
+        self, rows: NDArray[np.int64] | slice, records: NDArray[np.void], weight: NDArray[np.float32] | float = 1.0
     ) -> None:
         """Take the labels of any rows; those of weight 0 mean nothing."""
         if self._records is None:
@@ -121,7 +121,7 @@ class PendingBatch:
         """These rows get no label, and nothing more is waited for."""
         self._note_answered(rows)
 
-    def _note_answered(self, rows: NDArray[np.int64]) -> None:
+    def _note_answered(self, rows: NDArray[np.int64] | slice) -> None:
         self.missing_crops -= int(np.count_nonzero(~self._answered[rows]))
         self._answered[rows] = True
 

@@ -236,13 +236,15 @@ class Gateway:
             self._admitted_crops -= num_crops
 
     async def _answer(self, session: Session, crops: SliceCrops) -> NDArray[np.void]:
-        rows = [row for row in range(len(crops)) if row not in crops.refused]
+        rows: Sequence[int] = range(len(crops))
+        if crops.refused:
+            rows = [row for row in rows if row not in crops.refused]
         if crops.keys:
             return await self._claim_and_compute(session, crops, rows)
         computed, done = await self._render_and_compute(session, crops, rows)
         return computed if len(done) == len(crops) else _spread(computed, done, len(crops))
 
-    async def _claim_and_compute(self, session: Session, crops: SliceCrops, rows: list[int]) -> NDArray[np.void]:
+    async def _claim_and_compute(self, session: Session, crops: SliceCrops, rows: Sequence[int]) -> NDArray[np.void]:
         keys, missing = split_keys(crops.keys), rows
         records: NDArray[np.void] | None = None
         while missing:

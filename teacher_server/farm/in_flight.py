@@ -20,7 +20,7 @@ from teacherfarm.protos.crop import CROP_KEY_BYTES
 class Claim:
     """One slice's hold on its crops. Must be released, whatever happens; fulfil it before, if there are answers."""
 
-    def __init__(self, in_flight: InFlight, scope: Hashable, keys: list[bytes], rows: list[int]) -> None:
+    def __init__(self, in_flight: InFlight, scope: Hashable, keys: list[bytes], rows: Sequence[int]) -> None:
         self._in_flight = in_flight
         self._scope = scope
         self._owned: dict[bytes, int] = {}
@@ -99,7 +99,7 @@ class InFlight:
         if not self._scopes.get(scope, True):
             del self._scopes[scope]
 
-    def claim(self, scope: Hashable, keys: list[bytes], rows: list[int]) -> Claim:
+    def claim(self, scope: Hashable, keys: list[bytes], rows: Sequence[int]) -> Claim:
         """Claim the crops of these rows."""
         return Claim(self, scope, keys, rows)
 

@@ -24,10 +24,11 @@ def test_bad_crops_fault_alone(what, fault, wire, start_scripted, tmp_path):
         # While the first slice is held all others queue up, and share the next teacher batch.
         held_by.touch()
         first = teacher.submit(make_crops(SLICE, 1000))
+        wait_for(lambda: farm.metric("teacherfarm_busy_slot_seconds_total") > 0)
         answers = [teacher.submit(crops) for crops in batches]
         stranger_answers = [stranger.submit(crops) for crops in stranger_batches]
-        num_crops = SLICE * (1 + len(answers) + len(stranger_answers))
-        wait_for(lambda: farm.metric("teacherfarm_admitted_crops") == num_crops)
+        num_waiting = SLICE * (len(answers) + len(stranger_answers))
+        wait_for(lambda: farm.metric("teacherfarm_waiting_crops") == num_waiting)
         held_by.unlink()
         for number, answer in enumerate(answers):
             if number in bad_ones:

@@ -26,7 +26,10 @@ def batches(tiny_crops):
 
 
 class Killer(threading.Thread):
-    """Does ``act`` each time the client has got so many answers more, and keeps what went wrong."""
+    """Does ``act`` each time the client has got so many answers more, and keeps what went wrong.
+
+    Each act ends a session: before the next one the client has opened another.
+    """
 
     def __init__(self, client, moments, act):
         super().__init__(daemon=True)
@@ -36,7 +39,7 @@ class Killer(threading.Thread):
     def run(self):
         try:
             for moment in self.moments:
-                while self.client.stats.crops_answered < moment:
+                while self.client.stats.crops_answered < moment or self.client.stats.sessions <= self.done:
                     time.sleep(0.0005)
                 self.act()
                 self.done += 1
