@@ -1,0 +1,47 @@
+"""A student and a method as one module: what an optimiser, DistributedDataParallel or a framework's trainer is given.
+
+Knows no clients and loaders: labels come with each step.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from teacherfarm.student.methods.method import Method, Step
+from teacherfarm.student.methods.student_taps import TappedStudent
+
+
+class Distiller(nn.Module):
+    """``distiller(pixels, step)`` -> the loss's parts by name; their sum is to be minimised.
+
+    ``distiller.predict(pixels)`` -> logits [N, C]. Forward goes through the module, so that DDP sees every parameter.
+    """
+
+    def __init__(self, student: TappedStudent, method: Method) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+
+    def forward(self, pixels: Tensor, step: Step) -> dict[str, Tensor]:
+        return self.method.loss(self.student(pixels), step)
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """The finished model's logits."""
+        return self.method.predict(self.student(pixels))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode:
+            self.method.keep_frozen(self.student.model)
+        return self
+
+    def enter(self, phase: int) -> None:
+        """Begin a phase of the method."""
+        self.method.enter(phase, self.student.model)
+        self.train(self.training)
+
+    def inference(self) -> nn.Module:
+        """What is kept at the end: pixels in, logits out, no teacher."""
+        return self.method.inference(self.student.model)

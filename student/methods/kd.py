@@ -1,0 +1,47 @@
+"""Knowledge distillation on logits (Hinton, Vinyals and Dean, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.student.losses import hard_cross_entropy, kd_divergence
+from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDSettings:
+    """Defaults: the SimKD toolbox (arXiv 2203.14001), CIFAR-100."""
+
+    temperature: float = setting(4.0, "of teacher and student")
+    hard_weight: float = setting(1.0, "factor of the cross-entropy with the data's own labels")
+    soft_weight: float = setting(1.0, "factor of T^2 KL(teacher || student)")
+
+
+class KD(Method):
+    """Cross-entropy with the data's labels plus T^2 KL(teacher || student) at temperature T."""
+
+    name = "kd"
+    about = "soft labels at a temperature beside the data's own"
+    paper = "Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531"
+    Settings = KDSettings
+    settings: KDSettings
+
+    @classmethod
+    def asks(cls, settings: KDSettings, setup: Setup) -> Asks:
+        if setup.card.activation != "softmax":
+            raise MethodMismatch(
+                f"kd needs a softmax teacher, {setup.card.name!r} has activation {setup.card.activation!r}"
+            )
+        return Asks(spec=LabelSpec(), targets=settings.hard_weight > 0)
+
+    def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
+        assert step.labels is not None
+        settings = self.settings
+        soft = kd_divergence(outputs.logits, step.labels, settings.temperature, t_squared=True)
+        parts = {"kd": settings.soft_weight * soft}
+        if settings.hard_weight:
+            parts["ce"] = settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
+        return parts

@@ -1,0 +1,25 @@
+"""The methods by name. Imports none of them before it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+
+from teacherfarm.student.methods.method import Method
+
+METHODS: Mapping[str, str] = {
+    "kd": "kd:KD",
+}
+"""Where each method is: file:class below teacherfarm.student.methods."""
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of a method. Raises ValueError with the known ones."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no method {name!r}; {meant}known: {', '.join(METHODS)}")
+    module, _, class_name = METHODS[name].partition(":")
+    method: type[Method] = getattr(importlib.import_module(f"teacherfarm.student.methods.{module}"), class_name)
+    return method

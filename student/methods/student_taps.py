@@ -1,0 +1,88 @@
+"""A student that shows what happens inside: logits, embedding and features of named modules, from one forward pass.
+
+Knows PyTorch modules and hooks; no method.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teacherfarm.student.methods.method import MethodMismatch, StudentOutputs, StudentShape
+
+
+class TappedStudent(nn.Module):
+    """Pixels [N, C, H, W] -> :class:`StudentOutputs`. ``model`` is the student itself, untouched.
+
+    ``taps``: module names; a module's last output in a pass counts.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = tuple(taps)
+        modules = dict(model.named_modules())
+        if unknown := [name for name in taps if name not in modules]:
+            near = difflib.get_close_matches(unknown[0], modules, n=5, cutoff=0.3)
+            raise MethodMismatch(f"the student has no module {unknown[0]!r}; near names: {', '.join(near) or 'none'}")
+        self._found: dict[str, Tensor] = {}
+        self._embedding: Tensor | None = None
+        self.classifier = find_classifier(model)
+        for name in self.taps:
+            modules[name].register_forward_hook(self._keeper(name))
+        if self.classifier:
+            modules[self.classifier].register_forward_pre_hook(self._keep_embedding)
+
+    def forward(self, pixels: Tensor) -> StudentOutputs:
+        self._found, self._embedding = {}, None
+        try:
+            logits = self.model(pixels)
+            if not isinstance(logits, Tensor):
+                raise MethodMismatch(
+                    f"the student returned {type(logits).__name__} in training, not logits [N, C] (no auxiliary "
+                    "outputs): wrap it in a function of your own, given as package.module:function"
+                )
+            return StudentOutputs(logits=logits, embedding=self._embedding, features=self._found)
+        finally:
+            self._found, self._embedding = {}, None
+
+    def measure(self, height: int, width: int, channels: int = 3) -> StudentShape:
+        """The shapes that crops of this size lead to, by one pass in eval mode without gradients."""
+        was_training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            outputs = self(torch.zeros(2, channels, height, width, device=device))
+        self.train(was_training)
+        if outputs.logits.ndim != 2:
+            raise MethodMismatch(f"the student returned {list(outputs.logits.shape)}, not logits [N, C]")
+        return StudentShape(
+            num_classes=outputs.logits.shape[1],
+            embedding=0 if outputs.embedding is None else outputs.embedding.shape[1],
+            features={name: tuple(outputs.features[name].shape[1:]) for name in self.taps},
+        )
+
+    def _keeper(self, name: str) -> Any:
+        def keep(_module: nn.Module, _taken: Any, given: Any) -> None:
+            if not isinstance(given, Tensor):
+                raise MethodMismatch(f"module {name!r} of the student gives {type(given).__name__}, not one tensor")
+            # A clone: an activation that works in place would change what was kept.
+            self._found[name] = given.clone()
+
+        return keep
+
+    def _keep_embedding(self, _module: nn.Module, taken: tuple[Any, ...]) -> None:
+        self._embedding = taken[0].flatten(1)
+
+
+def find_classifier(model: nn.Module) -> str:
+    """The name of the last linear layer, "" where there is none."""
+    name = ""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            name = path
+    return name
