@@ -52,7 +52,7 @@ def soft_cross_entropy(
         log_q = _student(logits, temperature)
         target = _target(labels, log_q, temperature, completion)
         per_crop, weight = _fall_back(-target.expected(log_q), _weight(labels, log_q), logits, hard_fallback)
-        return _mean(per_crop, weight, logits, group)
+        return mean_over_crops(per_crop, weight, logits, group)
 
 
 def kd_divergence(
@@ -75,7 +75,7 @@ def kd_divergence(
         target = _target(labels, log_q, temperature, completion)
         divergence = (target.negative_entropy() - target.expected(log_q)) * (temperature**2 if t_squared else 1.0)
         per_crop, weight = _fall_back(divergence, _weight(labels, log_q), logits, hard_fallback)
-        return _mean(per_crop, weight, logits, group)
+        return mean_over_crops(per_crop, weight, logits, group)
 
 
 def sigmoid_cross_entropy(
@@ -100,13 +100,13 @@ def sigmoid_cross_entropy(
                 raise UnknownOutput("this teacher's classes exclude each other (softmax): use soft_cross_entropy")
             target = torch.sigmoid(_tensor(labels.logits, logits.device).to(scaled.dtype) / temperature)
         per_crop = functional.binary_cross_entropy_with_logits(scaled, target, reduction="none").mean(dim=1)
-        return _mean(per_crop, _weight(labels, per_crop), logits, group)
+        return mean_over_crops(per_crop, _weight(labels, per_crop), logits, group)
 
 
 def hard_cross_entropy(logits: Tensor, targets: Tensor, *, group: ProcessGroup | None = None) -> Tensor:
     """Plain cross-entropy with class numbers [N]; NO_TARGET counts nothing. Averaged over ranks like the others."""
     with torch.autocast(logits.device.type, enabled=False):
-        return _mean(*_hard(logits, targets), logits, group)
+        return mean_over_crops(*_hard(logits, targets), logits, group)
 
 
 def with_hard_labels(
@@ -123,6 +123,20 @@ def with_hard_labels(
     if hard_weight == 0:
         return soft_loss
     return (1 - hard_weight) * soft_loss + hard_weight * hard_cross_entropy(logits, targets, group=group)
+
+
+def mean_over_crops(per_crop: Tensor, weight: Tensor, like: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """The weighted mean of ``per_crop`` [N] over the crops of all ranks, as this module says; for losses of one's own.
+
+    ``like``: what needs the gradient, the student's logits or features. Does not wait for the device.
+    """
+    num_ranks, total = 1, weight.sum()
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and like.requires_grad:
+        num_ranks = torch.distributed.get_world_size(group)
+        torch.distributed.all_reduce(total, group=group)
+    share = torch.where(total > 0, num_ranks / total, torch.zeros_like(total))
+    return (per_crop * weight).sum() * share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +242,3 @@ def _fall_back(per_crop: Tensor, weight: Tensor, logits: Tensor, hard_fallback: 
         return per_crop, weight
     hard, hard_counts = _hard(logits, hard_fallback)
     return torch.where(weight == 0, hard, per_crop), torch.where(weight == 0, hard_counts, weight)
-
-
-def _mean(per_crop: Tensor, weight: Tensor, logits: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The weighted mean over the crops of all ranks, without waiting for the device."""
-    num_ranks, total = 1, weight.sum()
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and logits.requires_grad:
-        num_ranks = torch.distributed.get_world_size(group)
-        torch.distributed.all_reduce(total, group=group)
-    share = torch.where(total > 0, num_ranks / total, torch.zeros_like(total))
-    return (per_crop * weight).sum() * share

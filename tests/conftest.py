@@ -37,6 +37,19 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tapped_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with the tiny teacher exported for methods that compare features (tests.methods.TAPS, its
+    reductions and the embedding); shared, so nobody writes into it.
+    """
+    from teacherfarm.export import export_teacher
+    from tests.methods import REDUCTIONS, TAPS
+
+    models = tmp_path_factory.mktemp("tapped_models")
+    export_teacher("tests.tiny_teacher:make", models, taps=(*TAPS, *REDUCTIONS))
+    return models
+
+
+@pytest.fixture(scope="session")
 def triton_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Triton model repository with the tiny teacher, run by ONNX Runtime in Triton's Python backend; shared, so
     nobody writes into it. Skips, with the reason, where no Triton server can be had.

@@ -1,0 +1,23 @@
+"""Checks that several methods make of a teacher and a student before anything is asked."""
+
+from __future__ import annotations
+
+from teacherfarm.protos.teacher_card import Activation
+from teacherfarm.student.methods.method import MethodMismatch, Setup
+
+
+def need_classes(method: str, setup: Setup, activation: Activation = "softmax") -> None:
+    """A teacher whose classes are of this kind, and a student that has as many. Raises MethodMismatch."""
+    card = setup.card
+    if card.activation != activation:
+        kinds = {"softmax": "classes that exclude each other (softmax)", "sigmoid": "independent classes (sigmoid)"}
+        others = {"softmax": "kd", "sigmoid": "sigmoid-kd", "none": "embedding or tokens"}
+        raise MethodMismatch(
+            f"{method} needs a teacher of {kinds[activation]}, {card.name!r} has "
+            f"{kinds.get(card.activation, 'no classes')}: use --method {others[card.activation]}"
+        )
+    if setup.student.num_classes != card.num_classes:
+        raise MethodMismatch(
+            f"the student has {setup.student.num_classes} classes and the teacher {card.name!r} {card.num_classes}: "
+            f"give the student {card.num_classes}, in the teacher's class order"
+        )
