@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from teacherfarm.protos.soft_label import SoftLabels
 from teacherfarm.student.losses import NO_TARGET
-
-CALIBRATION_BINS = 15
+from teacherfarm.student.tally import BINS as CALIBRATION_BINS
+from teacherfarm.student.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,14 @@ def evaluate(
     *,
     split: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     amp_dtype: torch.dtype | None = None,
+    tally: Tally | None = None,
 ) -> Evaluation:
     """Evaluate in eval mode, without gradients, and restore the mode.
 
     ``split(batch)`` gives the student's input and the class numbers [N] (NO_TARGET does not count); by default a batch
     is that pair. A LabelledLoader's labels give the agreement. Under torch.distributed each rank evaluates its own
-    share, which may be of any size, and all get the same result; pass the bare module, not the DDP wrapper.
+    share, which may be of any size, and all get the same result; pass the bare module, not the DDP wrapper. ``tally``
+    keeps what the figures are made of.
     """
     device = torch.device(device)
     sums = torch.zeros(8, dtype=torch.float64, device=device)
@@ -68,9 +70,13 @@ def evaluate(
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 logits = model(inputs.to(device))
             _count(logits.float(), targets, labels, sums, bins)
+            if tally is not None:
+                tally.count(logits.float(), targets, labels)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
         torch.distributed.all_reduce(bins)
+    if tally is not None:
+        tally.sum_over_ranks()
     crops, top1, top5, loss, agreed, answered, teacher_right, teacher_counted = sums.tolist()
     in_bin, confidence, correct = bins.cpu()
     error = float((confidence - correct).abs().sum()) / crops if crops else float("nan")
