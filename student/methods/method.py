@@ -27,12 +27,13 @@ class StudentOutputs:
     """What one forward pass of the student gives; number types are the student's (half under autocast).
 
     ``embedding``: what its classifier takes [N, D], None where it has no linear classifier. ``features``: by tap name,
-    maps [N, C, H, W] or tokens [N, T, D], after their activation.
+    maps [N, C, H, W] or tokens [N, T, D], after their activation. ``size``: height and width of the pixels given.
     """
 
     logits: Tensor
     embedding: Tensor | None
     features: Mapping[str, Tensor]
+    size: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,11 @@ Mixing = Literal["none", "crops", "labels", "self"]
 both; the same, but only crops of one image with each other."""
 
 
+Draw = Literal["", "fkd", "funmatch", "mixup", "cutmix", "selfmix", "selfmix-mixup"]
+"""How the mix of a batch is drawn (student.mixed_crops): "" where nothing is mixed; FKD's mixup or CutMix, each half of
+the time; FunMatch's neighbours; the others as their names say, SelfMix by CutMix or by mixup."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asks:
     """What a method asks for. ``spec`` None: no teacher is needed in this phase.
@@ -134,6 +140,7 @@ class Asks:
     samples: bool = False
     fresh: bool = False
     mixing: Mixing = "none"
+    draw: Draw = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +159,8 @@ class Step:
 
     ``targets``: int64 [N], losses.NO_TARGET where unknown. ``samples``: int64 [N], places in the data set. Crops lie
     crop-index-major: the first of every image, then the second ones. ``epoch``: epochs done, with fractions. ``mix``:
-    how the student's crops were mixed; ``labels`` then are those of the mixed crops where Asks.mixing is "crops", and of
-    each crop before mixing where it is "labels" or "self". ``labels`` None: a phase without a teacher.
+    how the student's crops were mixed; ``labels`` then are those of the mixed crops where Asks.mixing is "crops", and
+    of each crop before mixing where it is "labels" or "self". ``labels`` None: a phase without a teacher.
     """
 
     labels: SoftLabels | None

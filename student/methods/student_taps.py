@@ -46,7 +46,8 @@ class TappedStudent(nn.Module):
                     f"the student returned {type(logits).__name__} in training, not logits [N, C] (no auxiliary "
                     "outputs): wrap it in a function of your own, given as package.module:function"
                 )
-            return StudentOutputs(logits=logits, embedding=self._embedding, features=self._found)
+            height, width = pixels.shape[-2:]
+            return StudentOutputs(logits=logits, embedding=self._embedding, features=self._found, size=(height, width))
         finally:
             self._found, self._embedding = {}, None
 
