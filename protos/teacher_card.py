@@ -18,6 +18,7 @@ from teacherfarm.protos.crop import CropFormat, NumberType, Rendering
 
 Activation = Literal["softmax", "sigmoid", "none"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Reduction = Literal["", "pool", "attention"]
 
 CARD_VERSION = 1
 CARD_FILE = "card.json"
@@ -33,6 +34,8 @@ CROPS_INPUT = "crops"
 LOG_PROBABILITIES = "log_probabilities"
 LOGITS = "logits"
 EMBEDDING = "embedding"
+MEAN_LOGITS = "mean_logits"
+"""Of an ensemble: the mean of its members' logits [C]."""
 
 GOLDEN_TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference of a probability (embeddings: of a value, relative to the largest) from PyTorch's in fp32."""
@@ -43,7 +46,9 @@ class OutputCard:
     """One named output of the graph; ``shape`` is per crop, without the batch axis.
 
     ``layout``: "vector" [D], "map" [C, H, W], or "tokens" [T, D] whose first ``num_prefix_tokens`` are not patches and
-    whose others lie row by row in ``grid``.
+    whose others lie row by row in ``grid``. ``reduction``: what the graph made of the map ``of``, crop by crop: "pool",
+    averaged to this size; "attention", the mean over channels of its squares (after averaging it, where the name says a
+    size), flattened and divided by its Euclidean norm [H * W].
     """
 
     name: str
@@ -53,6 +58,8 @@ class OutputCard:
     num_prefix_tokens: int = 0
     grid: tuple[int, ...] = ()
     module: str = ""
+    reduction: Reduction = ""
+    of: str = ""
 
     @property
     def channel_axis(self) -> int:
@@ -65,13 +72,27 @@ class OutputCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleMember:
+    """One teacher of an ensemble, and the size that it sees crops at, in pixels."""
+
+    name: str
+    source: str
+    height: int
+    width: int
+    weights_source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherCard:
     """An exported teacher.
 
     ``teacher_digest`` names the fp32 graph and weights, whatever precision is served; ``artifact_digest`` is the
     SHA-256 of the model file that is served. ``classes`` may be empty (names unknown) or name all of them in order.
     ``rendering`` is how the teacher's crops should be cut, ``crop_scale`` the range of areas it was trained on.
-    ``mean`` and ``std`` are for the reader: normalisation is inside the graph.
+    ``mean`` and ``std`` are for the reader: normalisation is inside the graph. ``has_head``: its linear classifier can
+    be had (SHA-256 of its file: ``head_digest``); else ``headless`` says why not. ``members``: of an ensemble, whose
+    label is the mean of their softmax(z / T) and holds at T = ``fixed_temperature`` alone (0: at any).
     """
 
     name: str
@@ -96,6 +117,10 @@ class TeacherCard:
     opset: int = 0
     optimisation_level: str = "all"
     has_head: bool = False
+    head_digest: str = ""
+    headless: str = ""
+    members: tuple[EnsembleMember, ...] = ()
+    fixed_temperature: float = 0.0
     source: str = ""
     licence: str = ""
     weights_source: str = ""
@@ -120,6 +145,19 @@ class TeacherCard:
             if output.name == name:
                 return output
         raise KeyError(name)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the features that were asked for at export."""
+        return tuple(output.name for output in self.features if output.name not in (EMBEDDING, MEAN_LOGITS))
+
+    def export_command(self, *more_taps: str) -> str:
+        """What exports this teacher with further taps, for an error's advice."""
+        if self.members:
+            return "an ensemble has no taps: export one of its members by itself"
+        taps = " ".join(f"--tap {tap}" for tap in dict.fromkeys(self.taps + more_taps))
+        command = f"teacherfarm export {self.source or 'SOURCE'} --name {self.name} {taps} --force"
+        return f"export it again, with --weights and --out as before: {command}"
 
     @property
     def graph_outputs(self) -> tuple[str, ...]:
@@ -207,10 +245,13 @@ __all__ = [
     "HEAD_FILE",
     "LOGITS",
     "LOG_PROBABILITIES",
+    "MEAN_LOGITS",
     "Activation",
+    "EnsembleMember",
     "NumberType",
     "OutputCard",
     "Precision",
+    "Reduction",
     "TeacherCard",
     "classes_hash",
     "from_json_value",

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from teacherfarm.protos.crop import CropFormat, Rendering
-from teacherfarm.protos.teacher_card import OutputCard, TeacherCard, classes_hash
+from teacherfarm.protos.teacher_card import EnsembleMember, OutputCard, TeacherCard, classes_hash
 
 FULL = TeacherCard(
     name="tiny",
@@ -20,6 +20,7 @@ FULL = TeacherCard(
     features=(
         OutputCard(name="embedding", shape=(16,)),
         OutputCard(name="blocks.3", shape=(9, 4), layout="tokens", num_prefix_tokens=1, grid=(2, 4), module="blocks.3"),
+        OutputCard(name="stem@attention", shape=(16,), module="stem", reduction="attention", of="stem"),
     ),
     channel_order="BGR",
     crop_scale=(0.25, 1.0),
@@ -30,6 +31,10 @@ FULL = TeacherCard(
     precision="fp16",
     verification={"largest difference": 1e-4, "crops": 8.0},
     has_head=True,
+    head_digest="e" * 64,
+    headless="",
+    members=(EnsembleMember(name="a", source="timm:a", height=32, width=24),),
+    fixed_temperature=4.0,
 )
 MINIMAL = TeacherCard(
     name="m",
@@ -136,7 +141,7 @@ def test_a_card_of_another_version_asks_for_a_new_export(version):
 
 
 def test_outputs_of_the_graph_by_activation():
-    assert FULL.graph_outputs == ("log_probabilities", "logits", "embedding", "blocks.3")
+    assert FULL.graph_outputs == ("log_probabilities", "logits", "embedding", "blocks.3", "stem@attention")
     assert FULL.label_output == "log_probabilities"
     sigmoid = dataclasses.replace(FULL, activation="sigmoid")
     assert (sigmoid.label_output, sigmoid.graph_outputs[:1]) == ("logits", ("logits",))
@@ -152,3 +157,10 @@ def test_channels_by_layout():
 def test_class_names_hash_depends_on_order_and_borders():
     assert classes_hash(()) == ""
     assert len({classes_hash(names) for names in (("a", "b"), ("b", "a"), ("ab",), ("a", "b", ""))}) == 4
+
+
+def test_the_command_that_exports_it_again_keeps_its_taps():
+    alone = dataclasses.replace(FULL, members=(), source="timm:tiny")
+    command = alone.export_command("stem@4x4", "blocks.3")
+    assert "teacherfarm export timm:tiny --name tiny --tap blocks.3 --tap stem@attention --tap stem@4x4" in command
+    assert "no taps" in FULL.export_command("stem")
