@@ -23,6 +23,9 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.method = method
+        # DDP's own list of what it leaves alone.
+        self._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.equal_on_ranks]
+        self.enter(0)
 
     def forward(self, pixels: Tensor, step: Step) -> dict[str, Tensor]:
         return self.method.loss(self.student(pixels), step)
@@ -44,4 +47,4 @@ class Distiller(nn.Module):
 
     def inference(self) -> nn.Module:
         """What is kept at the end: pixels in, logits out, no teacher."""
-        return self.method.inference(self.student.model)
+        return self.method.inference(self.student.bare())

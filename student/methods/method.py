@@ -40,12 +40,14 @@ class StudentOutputs:
 class StudentShape:
     """The shapes of :class:`StudentOutputs` without the batch axis; ``features`` in the order of the taps.
 
-    ``embedding`` is 0 where there is none.
+    ``embedding`` is 0 where there is none. ``parameters``: by tap name, which of the model's trainable parameters that
+    output depends on.
     """
 
     num_classes: int
     embedding: int = 0
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parameters: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,6 +195,8 @@ class Method(nn.Module):
     """One line."""
     paper: ClassVar[str]
     Settings: ClassVar[type[Any]] = NoSettings
+    equal_on_ranks: ClassVar[tuple[str, ...]] = ()
+    """Buffers that are the same in every process by what the method does: DDP need not send them in each step."""
 
     def __init__(self, settings: Any, setup: Setup) -> None:
         super().__init__()
@@ -224,7 +228,18 @@ class Method(nn.Module):
         return outputs.logits
 
     def inference(self, student: nn.Module) -> nn.Module:
-        """What is kept at the end: pixels in, logits out; needs neither teacher nor farm. ``student``: without taps."""
+        """What is kept at the end: pixels in, logits out; needs neither teacher nor farm. ``student``: a copy without
+        taps.
+        """
+        return student
+
+    def inference_plan(self) -> dict[str, Any]:
+        """Plain values (JSON) that :meth:`rebuild` needs beside a new student."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, student: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
+        """What :meth:`inference` gave, of a new student, to load its weights into; needs neither teacher nor farm."""
         return student
 
     def extra_repr(self) -> str:

@@ -5,7 +5,9 @@ Knows PyTorch modules and hooks; no method.
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +34,11 @@ class TappedStudent(nn.Module):
         self._found: dict[str, Tensor] = {}
         self._embedding: Tensor | None = None
         self.classifier = find_classifier(model)
-        for name in self.taps:
-            modules[name].register_forward_hook(self._keeper(name))
+        # No closures: the hooks of a copy (an averaged model, say) must keep for the copy.
+        hooks = [(name, modules[name].register_forward_hook(functools.partial(self._keep, name))) for name in self.taps]
         if self.classifier:
-            modules[self.classifier].register_forward_pre_hook(self._keep_embedding)
+            hooks.append((self.classifier, modules[self.classifier].register_forward_pre_hook(self._keep_embedding)))
+        self._hooks = [(name, hook.id) for name, hook in hooks]
 
     def forward(self, pixels: Tensor) -> StudentOutputs:
         self._found, self._embedding = {}, None
@@ -52,11 +55,11 @@ class TappedStudent(nn.Module):
             self._found, self._embedding = {}, None
 
     def measure(self, height: int, width: int, channels: int = 3) -> StudentShape:
-        """The shapes that crops of this size lead to, by one pass in eval mode without gradients."""
+        """The shapes that crops of this size lead to, by one pass in eval mode; changes nothing."""
         was_training = self.training
         self.eval()
         device = next(self.parameters()).device
-        with torch.no_grad():
+        with torch.enable_grad():
             outputs = self(torch.zeros(2, channels, height, width, device=device))
         self.train(was_training)
         if outputs.logits.ndim != 2:
@@ -65,19 +68,42 @@ class TappedStudent(nn.Module):
             num_classes=outputs.logits.shape[1],
             embedding=0 if outputs.embedding is None else outputs.embedding.shape[1],
             features={name: tuple(outputs.features[name].shape[1:]) for name in self.taps},
+            parameters={name: parameters_behind(outputs.features[name], self.model) for name in self.taps},
         )
 
-    def _keeper(self, name: str) -> Any:
-        def keep(_module: nn.Module, _taken: Any, given: Any) -> None:
-            if not isinstance(given, Tensor):
-                raise MethodMismatch(f"module {name!r} of the student gives {type(given).__name__}, not one tensor")
-            # A clone: an activation that works in place would change what was kept.
-            self._found[name] = given.clone()
+    def bare(self) -> nn.Module:
+        """A copy of the model without taps."""
+        model = copy.deepcopy(self.model)
+        for name, number in self._hooks:
+            module = model.get_submodule(name)
+            module._forward_hooks.pop(number, None)
+            module._forward_pre_hooks.pop(number, None)
+        return model
 
-        return keep
+    def _keep(self, name: str, _module: nn.Module, _taken: Any, given: Any) -> None:
+        if not isinstance(given, Tensor):
+            raise MethodMismatch(f"module {name!r} of the student gives {type(given).__name__}, not one tensor")
+        # A clone: an activation that works in place would change what was kept.
+        self._found[name] = given.clone()
 
     def _keep_embedding(self, _module: nn.Module, taken: tuple[Any, ...]) -> None:
         self._embedding = taken[0].flatten(1)
+
+
+def parameters_behind(output: Tensor, model: nn.Module) -> frozenset[str]:
+    """The names of the parameters that an output's gradient reaches."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found, seen, waiting = set(), set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # The leaves of the graph are the nodes that gather a parameter's gradient.
+        if (leaf := getattr(node, "variable", None)) is not None and id(leaf) in names:
+            found.add(names[id(leaf)])
+        waiting += [before for before, _ in node.next_functions]
+    return frozenset(found)
 
 
 def find_classifier(model: nn.Module) -> str:

@@ -1,0 +1,52 @@
+"""What a tapped student shows, what its copies show, and which parameters stand behind a tap."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from teacherfarm.student.methods.frozen import eval_where_still, train_only
+from teacherfarm.student.methods.student_taps import TappedStudent
+from tests.methods import STUDENT_TAPS, tiny_student
+
+
+def pixels():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_shapes_and_parameters_of_each_tap():
+    shape = TappedStudent(tiny_student(), STUDENT_TAPS).measure(32, 32)
+    assert shape.features == {"stage1": (6, 16, 16), "stage2": (12, 8, 8)}
+    assert shape.parameters["stage1"] == {"stage1.0.weight", "stage1.0.bias"}
+    assert shape.parameters["stage2"] == shape.parameters["stage1"] | {"stage2.0.weight", "stage2.0.bias"}
+
+
+def test_a_copy_shows_its_own_features():
+    tapped = TappedStudent(tiny_student(), STUDENT_TAPS)
+    other = copy.deepcopy(tapped)
+    with torch.no_grad():
+        other.model.stage1[0].weight.mul_(2)
+        other.model.stage1[0].bias.mul_(2)
+    torch.testing.assert_close(other(pixels()).features["stage1"], 2 * tapped(pixels()).features["stage1"])
+
+
+def test_a_bare_model_has_no_taps_and_other_weights():
+    tapped = TappedStudent(tiny_student(), STUDENT_TAPS)
+    bare = tapped.bare()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bare.modules())
+    assert tapped(pixels()).features  # its own are still there
+    torch.testing.assert_close(bare(pixels()), tapped(pixels()).logits)
+    assert bare.head.weight is not tapped.model.head.weight
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_not_trained_stands_in_eval(frozen):
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()), nn.Linear(3, 2), nn.Dropout())
+    train_only(model, {"1.weight"} if frozen else {"0.0.weight", "1.weight"})
+    model.train()
+    eval_where_still(model)
+    assert model[0].training is not frozen
+    assert model[0][1].training is not frozen
+    assert model[1].training
+    assert model[2].training
