@@ -30,6 +30,7 @@ EXAMPLES = """\
 examples:
   teacherfarm export efficientnet-lite0 --out models/
   teacherfarm export torchvision:resnet50 --pretrained --out models/ --tap layer3 --tap layer4
+  teacherfarm export timm:resnet50 --weights resnet50.safetensors --out models/ --tap layer4@4x4 --tap layer3@attention
   teacherfarm export timm:vit_small_patch16_224 --weights vit.safetensors --out models/ --precision fp16
   teacherfarm export my_project.teachers:make --size 64 64 --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 --out models/
 
@@ -97,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         dest="taps",
-        help="also return this submodule's output (after an activation that follows it) under its path; repeatable",
+        help="also return this submodule's output (after an activation that follows it) under its path; MODULE@4x4: "
+        "averaged to 4 x 4 positions; MODULE@attention, MODULE@attention4x4: its attention map; repeatable",
     )
     answers.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names, one a line; their number sizes the head"

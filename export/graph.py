@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from teacherfarm.export.reductions import Reduce, describe_reduced, parse_tap
 from teacherfarm.export.taps import Capture, Point, Survey
 from teacherfarm.export.teachers import Teacher
 from teacherfarm.protos.crop import NumberType
@@ -26,8 +27,8 @@ FULL_SCALE: Mapping[NumberType, float] = {"uint8": 255.0, "uint16": 65535.0, "fl
 class GraphPlan:
     """Which outputs the graph has and where in the teacher they come from.
 
-    ``points``: by output name; an output without one is the teacher's own result. ``head``: the classifier's last
-    layer, empty when there is none.
+    ``points``: by the name of a whole output, from which ``reductions`` (by the reduced output's name) are made; one
+    without a point is the teacher's own result. ``head``: the classifier's last layer, empty when there is none.
     """
 
     activation: Activation
@@ -36,6 +37,7 @@ class GraphPlan:
     points: Mapping[str, Point]
     head: str
     channels_last: frozenset[str] = frozenset()
+    reductions: Mapping[str, Reduce] = field(default_factory=dict)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -81,10 +83,14 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
             points[EMBEDDING] = head
     if teacher.embedding:
         points[EMBEDDING] = survey.find_tap(teacher.embedding)
-    for tap in taps:
-        if tap in (EMBEDDING, LOGITS, LOG_PROBABILITIES) or tap in points:
-            raise ValueError(f"--tap {tap}: there is an output of this name already; name each submodule once")
-        points[tap] = survey.find_tap(tap)
+    requests = [parse_tap(tap) for tap in taps]
+    names = [EMBEDDING, LOGITS, LOG_PROBABILITIES]
+    for request in requests:
+        if request.name in names:
+            raise ValueError(f"--tap {request.name}: there is an output of this name already; name each tap once")
+        names.append(request.name)
+        if request.of not in points and request.of not in found:
+            points[request.of] = survey.find_tap(request.of)
     capture = Capture(teacher.module, points)
     try:
         with torch.no_grad():
@@ -92,16 +98,24 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
         found |= capture.take()
     finally:
         capture.close()
-    features, channels_last = [], set()
-    for name in (*([EMBEDDING] if EMBEDDING in found else []), *taps):
-        tensor = found[name]
+    whole: dict[str, OutputCard] = {}
+    channels_last = set()
+    for name, tensor in found.items():
         shape = tuple(tensor.shape[1:])
         if name in points and name != EMBEDDING and len(shape) == 3 and _is_channels_last(teacher, points[name], shape):
             channels_last.add(name)
             shape = (shape[2], shape[0], shape[1])
         if name == EMBEDDING and name in points and math.prod(shape[1:]) == 1:
             shape = shape[:1]
-        features.append(_describe(name, points.get(name), shape, teacher))
+        whole[name] = _describe(name, points.get(name), shape, teacher)
+    features = [whole[EMBEDDING]] if EMBEDDING in whole else []
+    reductions = {}
+    for request in requests:
+        if not request.reduction:
+            features.append(whole[request.name])
+            continue
+        features.append(describe_reduced(request, whole[request.of]))
+        reductions[request.name] = Reduce(request, whole[request.of])
     return GraphPlan(
         activation=teacher.activation,
         num_classes=0 if teacher.activation == "none" else int(result.shape[1]),
@@ -109,6 +123,7 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
         points=points,
         head="" if head is None else head.module,
         channels_last=frozenset(channels_last),
+        reductions=reductions,
     )
 
 
@@ -163,6 +178,8 @@ class TeacherBody(nn.Module):
         self._plan = plan
         self._compute = compute
         self._capture = Capture(module, plan.points)
+        self.reductions = nn.ModuleList(plan.reductions.values())
+        self._reduce = dict(zip(plan.reductions, self.reductions, strict=True))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.module(pixels.to(self._compute)).to(torch.float32)
@@ -173,12 +190,15 @@ class TeacherBody(nn.Module):
         if self._plan.activation != "none":
             outputs.append(result)
         for output in self._plan.features:
-            values = captured[output.name] if output.name in self._plan.points else result
-            if output.name in self._plan.channels_last:
+            whole = output.of or output.name
+            values = (captured[whole] if whole in self._plan.points else result).to(torch.float32)
+            if whole in self._plan.channels_last:
                 values = values.permute(0, 3, 1, 2)
+            if output.reduction:
+                values = self._reduce[output.name](values)
             if values.ndim != len(output.shape) + 1:
                 values = values.flatten(1)
-            outputs.append(values.to(torch.float32))
+            outputs.append(values)
         return tuple(outputs)
 
     def close(self) -> None:
