@@ -7,6 +7,7 @@ afterwards (FKD) is the caller's choice.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -74,6 +75,26 @@ class Mix:
             "box": None if box is None else [box.top, box.left, box.height, box.width],
         }
 
+    def at(self, old: tuple[int, int], new: tuple[int, int]) -> Mix:
+        """The same mix of crops rendered ``new`` (height, width) instead of ``old``: a box's edges move to the nearest
+        pixels.
+        """
+        box = self.box
+        if box is None or old == new:
+            return self
+        (top, bottom), (left, right) = (
+            tuple((2 * edge * new[axis] + old[axis]) // (2 * old[axis]) for edge in (start, start + length))
+            for axis, (start, length) in enumerate(((box.top, box.height), (box.left, box.width)))
+        )
+        place = None
+        if bottom > top and right > left:
+            place = CropBox(top=top, left=left, height=bottom - top, width=right - left)
+        return dataclasses.replace(self, box=place)
+
+    def to(self, *_: object, **__: object) -> Mix:
+        """This mix. Lightning and accelerate move all that they find in a batch by ``to``; nothing is moved here."""
+        return self
+
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Mix:
         """Raises ValueError where the values are no mix."""
@@ -139,12 +160,12 @@ def draw_self_mix(
     return Mix(kind="cutmix", partner=partner, box=_cutmix_box(random, height, width, alpha))
 
 
-def mix_crops(crops: NDArray[np.uint8], mix: Mix) -> NDArray[np.uint8]:
-    """Mixed crops [N, H, W, C]; the given ones stay as they are."""
+def mix_crops(crops: NDArray[np.uint8], mix: Mix, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Mixed crops [N, H, W, C], in ``out`` where that is given; the given ones stay as they are."""
     if crops.dtype != np.uint8 or crops.ndim != 4:
         raise ValueError(f"crops are mixed as uint8 [N, H, W, C], got {crops.dtype} {list(crops.shape)}")
     _check_rows(len(crops), mix)
-    return mix_table(crops, mix_records(mix))
+    return mix_table(crops, mix_records(mix), out=out)
 
 
 def mix_records(mix: Mix) -> NDArray[np.void]:
@@ -167,9 +188,11 @@ def mix_references(references: CropReferences, mix: Mix) -> CropReferences:
     return CropReferences(table=references.table, mixing=mix_records(mix), priority=references.priority)
 
 
-def mix_table(table: NDArray[np.uint8], mixing: NDArray[np.void]) -> NDArray[np.uint8]:
+def mix_table(
+    table: NDArray[np.uint8], mixing: NDArray[np.void], *, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Crop i of the table [R, H, W, C] mixed with its partner in it, for each of the N records (MIXUP or CUTMIX)."""
-    mixed = np.empty((len(mixing), *table.shape[1:]), np.uint8)
+    mixed = np.empty((len(mixing), *table.shape[1:]), np.uint8) if out is None else out
     if mixing.dtype == MIXUP:
         import cv2
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import WrongLayout
+from teacherfarm.protos.references import CropReferences
 
 Batch = TypeVar("Batch")
 
@@ -19,7 +20,7 @@ Batch = TypeVar("Batch")
 class Question:
     """What is submitted for one batch; ``crops`` is None where the teacher needs no pixels."""
 
-    crops: NDArray[Any] | None
+    crops: NDArray[Any] | CropReferences | None
     arguments: dict[str, Any]
     num_crops: int
 
@@ -56,8 +57,10 @@ class BatchViews(Generic[Batch]):
         return Question(crops=crops, arguments=arguments, num_crops=num_crops)
 
 
-def _pixels(view: Any) -> NDArray[Any]:
-    """What ``teacher_view`` returned, as a contiguous array."""
+def _pixels(view: Any) -> NDArray[Any] | CropReferences:
+    """What ``teacher_view`` returned, as a contiguous array; references as they are."""
+    if isinstance(view, CropReferences):
+        return view
     if isinstance(view, torch.Tensor):
         if view.device.type != "cpu":
             raise WrongLayout(

@@ -180,3 +180,18 @@ def test_a_mix_survives_json(mix):
         Mix.from_dict({"kind": "mixup"})
     with pytest.raises(ValueError, match="not a mix"):
         Mix.from_dict(mix.to_dict() | {"box": [1, 2]})
+
+
+def test_a_box_of_another_rendering_covers_the_same_share():
+    mix = Mix(kind="cutmix", partner=(1, 0), box=CropBox(top=2, left=3, height=5, width=4))
+    assert mix.at((12, 10), (24, 20)).box == CropBox(top=4, left=6, height=10, width=8)
+    assert mix.at((12, 10), (36, 10)).at((36, 10), (12, 10)) == mix
+    assert mix.at((12, 10), (12, 10)) is mix
+    corner = Mix(kind="cutmix", partner=(1, 0), box=CropBox(top=0, left=0, height=5, width=4))
+    assert corner.at((12, 10), (1, 1)).box is None
+    assert Mix(kind="mixup", partner=(1, 0), own_share=7).at((2, 2), (4, 4)).own_share == 7
+
+
+def test_a_mix_lets_itself_be_moved_with_a_batch():
+    mix = Mix(kind="mixup", partner=(1, 0), own_share=7)
+    assert mix.to("cuda", non_blocking=True) is mix
