@@ -10,6 +10,15 @@ from teacherfarm.student.methods.method import Method
 
 METHODS: Mapping[str, str] = {
     "kd": "kd:KD",
+    "dkd": "dkd:DKD",
+    "dist": "dist:DIST",
+    "meal-v2": "meal_v2:MEALV2",
+    "funmatch": "funmatch:FunMatch",
+    "sigmoid-kd": "sigmoid_kd:SigmoidKD",
+    "fitnet": "fitnet:FitNet",
+    "at": "at:AT",
+    "sp": "sp:SP",
+    "vid": "vid:VID",
 }
 """Where each method is: file:class below teacherfarm.student.methods."""
 
