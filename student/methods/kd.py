@@ -8,7 +8,8 @@ from torch import Tensor
 
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.losses import hard_cross_entropy, kd_divergence
-from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.needs import need_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,7 @@ class KD(Method):
 
     @classmethod
     def asks(cls, settings: KDSettings, setup: Setup) -> Asks:
-        if setup.card.activation != "softmax":
-            raise MethodMismatch(
-                f"kd needs a softmax teacher, {setup.card.name!r} has activation {setup.card.activation!r}"
-            )
+        need_classes(cls.name, setup, temperature=settings.temperature)
         return Asks(spec=LabelSpec(), targets=settings.hard_weight > 0)
 
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:

@@ -6,8 +6,12 @@ from teacherfarm.protos.teacher_card import Activation
 from teacherfarm.student.methods.method import MethodMismatch, Setup
 
 
-def need_classes(method: str, setup: Setup, activation: Activation = "softmax") -> None:
-    """A teacher whose classes are of this kind, and a student that has as many. Raises MethodMismatch."""
+def need_classes(
+    method: str, setup: Setup, activation: Activation = "softmax", *, temperature: float | None = None
+) -> None:
+    """A teacher whose classes are of this kind, whose labels can be used at this temperature, and a student that has
+    as many classes. Raises MethodMismatch.
+    """
     card = setup.card
     if card.activation != activation:
         kinds = {"softmax": "classes that exclude each other (softmax)", "sigmoid": "independent classes (sigmoid)"}
@@ -20,4 +24,10 @@ def need_classes(method: str, setup: Setup, activation: Activation = "softmax") 
         raise MethodMismatch(
             f"the student has {setup.student.num_classes} classes and the teacher {card.name!r} {card.num_classes}: "
             f"give the student {card.num_classes}, in the teacher's class order"
+        )
+    if temperature is not None and card.fixed_temperature not in (0.0, temperature):
+        raise MethodMismatch(
+            f"{method} asks for temperature {temperature:g}, the ensemble {card.name!r} averages its members at "
+            f"{card.fixed_temperature:g} and nothing can change that afterwards: set the temperature to "
+            f"{card.fixed_temperature:g}, or export the ensemble at {temperature:g}"
         )
