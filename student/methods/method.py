@@ -40,8 +40,8 @@ class StudentOutputs:
 class StudentShape:
     """The shapes of :class:`StudentOutputs` without the batch axis; ``features`` in the order of the taps.
 
-    ``embedding`` is 0 where there is none. ``parameters``: by tap name, which of the model's trainable parameters that
-    output depends on.
+    ``embedding`` is 0 where there is none. ``parameters``: by tap name, and "" for the logits, which of the model's trainable
+    parameters that output depends on.
     """
 
     num_classes: int

@@ -68,7 +68,10 @@ class TappedStudent(nn.Module):
             num_classes=outputs.logits.shape[1],
             embedding=0 if outputs.embedding is None else outputs.embedding.shape[1],
             features={name: tuple(outputs.features[name].shape[1:]) for name in self.taps},
-            parameters={name: parameters_behind(outputs.features[name], self.model) for name in self.taps},
+            parameters={
+                name: parameters_behind(output, self.model)
+                for name, output in {"": outputs.logits, **outputs.features}.items()
+            },
         )
 
     def bare(self) -> nn.Module:

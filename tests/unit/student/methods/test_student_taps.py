@@ -20,6 +20,7 @@ def test_shapes_and_parameters_of_each_tap():
     assert shape.features == {"stage1": (6, 16, 16), "stage2": (12, 8, 8)}
     assert shape.parameters["stage1"] == {"stage1.0.weight", "stage1.0.bias"}
     assert shape.parameters["stage2"] == shape.parameters["stage1"] | {"stage2.0.weight", "stage2.0.bias"}
+    assert shape.parameters[""] == shape.parameters["stage2"] | {"head.weight", "head.bias"}
 
 
 def test_a_copy_shows_its_own_features():
