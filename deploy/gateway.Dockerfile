@@ -12,6 +12,7 @@ COPY demo demo/
 COPY doctor doctor/
 COPY export export/
 COPY label_store label_store/
+COPY networks networks/
 COPY protos protos/
 COPY student student/
 COPY teacher_server teacher_server/

@@ -22,6 +22,8 @@ SOURCE is one of
                              ImageNet teachers whose weights ship in packages: ready by name
   torchvision:NAME           a classifier of torchvision.models, with --weights FILE or --pretrained
   timm:NAME                  a model of timm, with --weights FILE or --pretrained
+  cifar:NAME                 a network for 32 x 32 images, as distillation papers train them (cifar:resnet32x4,
+                             cifar:wrn_40_2, cifar:vgg13), with --weights FILE
   package.module:function    your own: a function without arguments that returns a torch.nn.Module (then give
                              --size, --mean, --std) or a teacherfarm.export.Teacher, which says all of that itself
 """

@@ -114,7 +114,8 @@ def describe_known_sources() -> str:
 
     return (
         f"ready by name: {', '.join(READY_BY_NAME)}; torchvision:NAME (torchvision:resnet50); timm:NAME "
-        "(timm:vit_small_patch16_224.augreg_in21k_ft_in1k); package.module:function (a function without arguments "
+        "(timm:vit_small_patch16_224.augreg_in21k_ft_in1k); cifar:NAME (cifar:resnet32x4, 32 x 32 images, with your "
+        "--weights); package.module:function (a function without arguments "
         "that returns a torch.nn.Module or a teacherfarm.export.Teacher)"
     )
 
@@ -150,6 +151,11 @@ def load_teacher(
     elif source.startswith("timm:"):
         weights.require_one(source)
         teacher = published.timm_teacher(source.partition(":")[2], weights, num_classes, size)
+    elif source.startswith("cifar:"):
+        from teacherfarm.export.cifar_teachers import cifar_teacher
+
+        weights.require_one(source)
+        teacher = cifar_teacher(source.partition(":")[2], weights, num_classes)
     elif ":" in source and not source.endswith(":"):
         teacher = _from_function(source, missing or {})
         if weights.pretrained:

@@ -12,14 +12,14 @@ from torch import nn
 
 
 def make_student(source: str, num_classes: int) -> nn.Module:
-    """``torchvision:NAME``, ``timm:NAME`` or ``package.module:function`` (called with ``num_classes=``).
+    """``torchvision:NAME``, ``timm:NAME``, ``cifar:NAME`` or ``package.module:function`` (called with ``num_classes=``).
 
     Raises ValueError that names what was expected.
     """
     package, found, name = source.partition(":")
     if not found or not package or not name:
         raise ValueError(
-            f"--student {source!r}: expected torchvision:NAME, timm:NAME or package.module:function, for "
+            f"--student {source!r}: expected torchvision:NAME, timm:NAME, cifar:NAME or package.module:function, for "
             "example torchvision:resnet18"
         )
     if package == "torchvision":
@@ -35,11 +35,30 @@ def make_student(source: str, num_classes: int) -> nn.Module:
             raise ValueError(f"--student {source!r} needs timm: pip install timm") from error
         _check_name(source, name, timm.list_models())
         student = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    elif package == "cifar":
+        from teacherfarm.networks.cifar import make_cifar_network
+
+        student = make_cifar_network(name, num_classes)
     else:
         student = _from_function(source, package, name, num_classes)
     if not isinstance(student, nn.Module):
         raise ValueError(f"--student {source!r} returned a {type(student).__name__}, expected a torch.nn.Module")
     return student
+
+
+def default_taps(source: str, model: nn.Module, *, height: int, width: int) -> tuple[str, ...]:
+    """The modules that end the stages of a student, for crops of this size in pixels; () where it has no maps.
+
+    ``source``: as for :func:`make_student`.
+    """
+    from teacherfarm.networks.stages import find_stages
+
+    try:
+        return find_stages(model, height, width)
+    except Exception as error:
+        raise ValueError(
+            f"the stages of {source} were not found ({error}): name them with --student-taps MODULE ..."
+        ) from error
 
 
 def _from_function(source: str, package: str, name: str, num_classes: int) -> object:
