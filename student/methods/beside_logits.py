@@ -30,7 +30,7 @@ def asks_beside_logits(
             f"{method}: hard_weight and soft_weight are both 0, nothing would train the student's classifier: set one"
         )
     if settings.soft_weight:
-        need_classes(method, setup)
+        need_classes(method, setup, temperature=settings.temperature)
     labels = (LABELS,) if settings.soft_weight else ()
     spec = LabelSpec(outputs=tuple(dict.fromkeys((*labels, *outputs))))
     return Asks(spec=spec, targets=settings.hard_weight > 0, head=head, samples=samples)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacherfarm.protos.teacher_card import EMBEDDING
 from teacherfarm.student.methods.method import MethodMismatch, StudentOutputs, StudentShape
 
 
@@ -32,16 +33,16 @@ class TappedStudent(nn.Module):
             near = difflib.get_close_matches(unknown[0], modules, n=5, cutoff=0.3)
             raise MethodMismatch(f"the student has no module {unknown[0]!r}; near names: {', '.join(near) or 'none'}")
         self._found: dict[str, Tensor] = {}
-        self._embedding: Tensor | None = None
-        self.classifier = find_classifier(model)
+        self._last_linear: tuple[Tensor, Tensor] | None = None
         # No closures: the hooks of a copy (an averaged model, say) must keep for the copy.
         hooks = [(name, modules[name].register_forward_hook(functools.partial(self._keep, name))) for name in self.taps]
-        if self.classifier:
-            hooks.append((self.classifier, modules[self.classifier].register_forward_pre_hook(self._keep_embedding)))
+        for name, module in modules.items():
+            if isinstance(module, nn.Linear):
+                hooks.append((name, module.register_forward_hook(self._keep_linear)))
         self._hooks = [(name, hook.id) for name, hook in hooks]
 
     def forward(self, pixels: Tensor) -> StudentOutputs:
-        self._found, self._embedding = {}, None
+        self._found, self._last_linear = {}, None
         try:
             logits = self.model(pixels)
             if not isinstance(logits, Tensor):
@@ -50,9 +51,11 @@ class TappedStudent(nn.Module):
                     "outputs): wrap it in a function of your own, given as package.module:function"
                 )
             height, width = pixels.shape[-2:]
-            return StudentOutputs(logits=logits, embedding=self._embedding, features=self._found, size=(height, width))
+            return StudentOutputs(
+                logits=logits, embedding=self._embedding_of(logits), features=self._found, size=(height, width)
+            )
         finally:
-            self._found, self._embedding = {}, None
+            self._found, self._last_linear = {}, None
 
     def measure(self, height: int, width: int, channels: int = 3) -> StudentShape:
         """The shapes that crops of this size lead to, by one pass in eval mode; changes nothing."""
@@ -64,14 +67,14 @@ class TappedStudent(nn.Module):
         self.train(was_training)
         if outputs.logits.ndim != 2:
             raise MethodMismatch(f"the student returned {list(outputs.logits.shape)}, not logits [N, C]")
+        shown = {"": outputs.logits, **outputs.features}
+        if outputs.embedding is not None:
+            shown.setdefault(EMBEDDING, outputs.embedding)
         return StudentShape(
             num_classes=outputs.logits.shape[1],
             embedding=0 if outputs.embedding is None else outputs.embedding.shape[1],
             features={name: tuple(outputs.features[name].shape[1:]) for name in self.taps},
-            parameters={
-                name: parameters_behind(output, self.model)
-                for name, output in {"": outputs.logits, **outputs.features}.items()
-            },
+            parameters={name: parameters_behind(output, self.model) for name, output in shown.items()},
         )
 
     def bare(self) -> nn.Module:
@@ -89,8 +92,16 @@ class TappedStudent(nn.Module):
         # A clone: an activation that works in place would change what was kept.
         self._found[name] = given.clone()
 
-    def _keep_embedding(self, _module: nn.Module, taken: tuple[Any, ...]) -> None:
-        self._embedding = taken[0].flatten(1)
+    def _keep_linear(self, _module: nn.Module, taken: tuple[Any, ...], given: Tensor) -> None:
+        self._last_linear = (taken[0], given) if taken else None
+
+    def _embedding_of(self, logits: Tensor) -> Tensor | None:
+        """What the linear layer took whose result the logits are; None where the last one's is not."""
+        if self._last_linear is None:
+            return None
+        taken, given = self._last_linear
+        is_result = given is logits or (given.shape == logits.shape and given.data_ptr() == logits.data_ptr())
+        return taken if is_result and taken.ndim == 2 else None
 
 
 def parameters_behind(output: Tensor, model: nn.Module) -> frozenset[str]:
@@ -107,12 +118,3 @@ def parameters_behind(output: Tensor, model: nn.Module) -> frozenset[str]:
             found.add(names[id(leaf)])
         waiting += [before for before, _ in node.next_functions]
     return frozenset(found)
-
-
-def find_classifier(model: nn.Module) -> str:
-    """The name of the last linear layer, "" where there is none."""
-    name = ""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            name = path
-    return name

@@ -20,6 +20,7 @@ def test_shapes_and_parameters_of_each_tap():
     assert shape.features == {"stage1": (6, 16, 16), "stage2": (12, 8, 8)}
     assert shape.parameters["stage1"] == {"stage1.0.weight", "stage1.0.bias"}
     assert shape.parameters["stage2"] == shape.parameters["stage1"] | {"stage2.0.weight", "stage2.0.bias"}
+    assert shape.parameters["embedding"] == shape.parameters["stage2"]
     assert shape.parameters[""] == shape.parameters["stage2"] | {"head.weight", "head.bias"}
 
 
@@ -51,3 +52,24 @@ def test_what_is_not_trained_stands_in_eval(frozen):
     assert model[0][1].training is not frozen
     assert model[1].training
     assert model[2].training
+
+
+@pytest.mark.parametrize(
+    ("last", "embedding"),
+    [
+        (nn.Linear(5, 4), 5),
+        (nn.Sequential(nn.Linear(5, 4), nn.Identity()), 5),
+        (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), 0),
+        (nn.Identity(), 0),
+    ],
+)
+def test_the_embedding_is_what_a_linear_layer_took_whose_result_the_logits_are(last, embedding):
+    body = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU())
+    tapped = TappedStudent(nn.Sequential(body, last))
+    assert tapped.measure(2, 2).embedding == embedding
+    crops = torch.rand(3, 3, 2, 2)
+    outputs = tapped(crops)
+    if embedding:
+        torch.testing.assert_close(outputs.embedding, body(crops))
+    else:
+        assert outputs.embedding is None
