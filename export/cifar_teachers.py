@@ -1,4 +1,4 @@
-"""The networks for 32 x 32 images as teachers, with weights of a file of yours: nobody publishes any under these names."""
+"""The networks for 32 x 32 images as teachers, with weights of your own: nobody publishes any under these names."""
 
 from __future__ import annotations
 

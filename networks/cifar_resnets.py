@@ -32,9 +32,7 @@ def resnet(depth: int, widths: Sequence[int], classes: int) -> StagedNet:
     if rest or blocks < 1 or len(widths) != 4:
         raise ValueError(f"a residual network has 6 n + 2 layers and 4 widths, got {depth} and {list(widths)}")
     stages = [
-        nn.Sequential(
-            ResidualBlock(taken, given, stride), *(ResidualBlock(given, given, 1) for _ in range(blocks - 1))
-        )
+        nn.Sequential(ResidualBlock(taken, given, stride), *(ResidualBlock(given, given, 1) for _ in range(blocks - 1)))
         for taken, given, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
     ]
     return StagedNet(nn.Sequential(*conv_norm(3, widths[0])), stages, nn.Identity(), widths[-1], classes)

@@ -22,9 +22,7 @@ def find_stages(model: nn.Module, height: int, width: int) -> tuple[str, ...]:
     """
     if isinstance(model, StagedNet):
         return model.stages
-    ends: dict[tuple[int, int], str] = {}
-    for name, size in _maps(model, height, width):
-        ends[size] = name
+    ends = {size: name for name, size in _maps(model, height, width)}
     inner = {size: name for size, name in ends.items() if 1 < size[0] < height / 2}
     return tuple((inner or ends).values())
 

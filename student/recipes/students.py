@@ -12,7 +12,7 @@ from torch import nn
 
 
 def make_student(source: str, num_classes: int) -> nn.Module:
-    """``torchvision:NAME``, ``timm:NAME``, ``cifar:NAME`` or ``package.module:function`` (called with ``num_classes=``).
+    """``torchvision:NAME``, ``timm:NAME``, ``cifar:NAME`` or ``package.module:function``, called with ``num_classes=``.
 
     Raises ValueError that names what was expected.
     """

@@ -44,10 +44,10 @@ def test_a_map_inside_a_block_that_shrinks_it_ends_no_stage():
     class Down(nn.Module):
         def __init__(self):
             super().__init__()
-            self.wide, self.half = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, 2)
+            self.wide, self.halved = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, 2)
 
         def forward(self, maps):
-            return self.half(self.wide(maps))
+            return self.halved(self.wide(maps))
 
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), Down(), Down(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert find_stages(model, 32, 32) == ("0", "1", "2")

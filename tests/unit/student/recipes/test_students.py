@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from teacherfarm.student.recipes.students import make_student
+from teacherfarm.student.recipes.students import default_taps, make_student
 
 torch.set_num_threads(1)
 
@@ -15,12 +15,25 @@ def test_students_have_the_teachers_classes(source):
     assert student(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
+def test_students_for_small_images_have_names_and_stages():
+    student = make_student("cifar:resnet8", 7).eval()
+    assert student(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert default_taps("cifar:resnet8", student, height=32, width=32) == ("layer1", "layer2", "layer3")
+
+
+def test_a_student_that_fails_on_crops_of_this_size_is_told_to_name_its_taps():
+    student = make_student("torchvision:alexnet", 7)
+    with pytest.raises(ValueError, match=r"stages of torchvision:alexnet .*--student-taps"):
+        default_taps("torchvision:alexnet", student, height=16, width=16)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("resnet18", "expected torchvision:NAME, timm:NAME or package.module:function"),
+        ("resnet18", "expected torchvision:NAME, timm:NAME, cifar:NAME or package.module:function"),
         ("torchvision:resnet81", "did you mean .*resnet18"),
         ("timm:resnet81", "did you mean"),
+        ("cifar:resnet81", "did you mean .*resnet8"),
         ("no_such_package:make", "cannot import no_such_package .*PYTHONPATH"),
         ("tests.unit.student.pattern_teacher:absent", "has no 'absent'"),
         ("tests.unit.student.pattern_teacher:make_nothing", "returned a Tensor, expected a torch.nn.Module"),
