@@ -16,14 +16,16 @@ from teacherfarm.student.losses import NO_TARGET
 
 BINS = 15
 """Of confidence, equally wide, as expected calibration error takes them (arXiv 1706.04599)."""
+MOST_CLASSES = 4096
+"""Confusion takes 16 bytes for each pair of classes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
     """One model's answers to crops whose class is known.
 
-    ``confusion`` int64 [C, C]: rows are the data's classes, columns the model's. ``bins`` float64 [3, 15]: crops, sum of
-    their confidence, and how many were right, by confidence.
+    ``confusion`` int64 [C, C]: rows are the data's classes, columns the model's. ``bins`` float64 [3, 15]: crops, sum
+    of their confidence, and how many were right, by confidence.
     """
 
     confusion: NDArray[np.int64]
@@ -56,6 +58,8 @@ class Tally:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        if num_classes > MOST_CLASSES:
+            raise ValueError(f"a tally is for at most {MOST_CLASSES} classes, got {num_classes}: evaluate without one")
         self.num_classes = num_classes
         self._confusion = torch.zeros(2, num_classes, num_classes, dtype=torch.int64, device=device)
         self._bins = torch.zeros(2, 3, BINS, dtype=torch.float64, device=device)

@@ -18,8 +18,8 @@ REPORT_FILE = "report.html"
 class ReportData:
     """What a report shows; what is empty or None is left out.
 
-    ``passes``: the run's rows, in order. ``parts``: the loss's parts by name, one mean for each pass. ``result``: the
-    finished student; ``tally``: counted in the same evaluation. ``classes``: their names in order, or none.
+    ``passes``: the run's rows, in order. ``parts``: the means of the loss's parts by name, for each pass. ``result``:
+    the finished student; ``tally``: counted in the same evaluation. ``classes``: their names in order, or none.
     ``client``: what this run's clients counted (all ranks' sum where they were summed), ``wire``: their address.
     ``facts``: what was trained, by name ("method", "student", "teacher", "data" ...). ``settings``: the run's
     configuration, as it is written to config.yaml. ``notes``: sentences the reader must not miss.
@@ -28,7 +28,7 @@ class ReportData:
     title: str
     passes: Sequence[PassRow]
     result: Evaluation
-    parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    parts: Sequence[Mapping[str, float]] = ()
     tally: Tally | None = None
     classes: Sequence[str] = ()
     client: ClientStats | None = None
