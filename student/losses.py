@@ -49,10 +49,18 @@ def soft_cross_entropy(
     ``hard_fallback``: class numbers [N], used with weight 1 for the crops that have weight 0 (NO_TARGET: still none).
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_q = _student(logits, temperature)
-        target = _target(labels, log_q, temperature, completion)
-        per_crop, weight = _fall_back(-target.expected(log_q), _weight(labels, log_q), logits, hard_fallback)
+        per_crop = soft_cross_entropy_of_each(logits, labels, temperature, completion=completion)
+        per_crop, weight = _fall_back(per_crop, _weight(labels, per_crop), logits, hard_fallback)
         return mean_over_crops(per_crop, weight, logits, group)
+
+
+def soft_cross_entropy_of_each(
+    logits: Tensor, labels: SoftLabels | Tensor, temperature: float = 1.0, *, completion: Completion = "smoothing"
+) -> Tensor:
+    """What :func:`soft_cross_entropy` averages: the loss of each crop [N], whatever its weight."""
+    with torch.autocast(logits.device.type, enabled=False):
+        log_q = _student(logits, temperature)
+        return -_target(labels, log_q, temperature, completion).expected(log_q)
 
 
 def kd_divergence(

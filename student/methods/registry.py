@@ -10,6 +10,7 @@ from teacherfarm.student.methods.method import Method
 
 METHODS: Mapping[str, str] = {
     "kd": "kd:KD",
+    "fkd": "fkd:FKD",
     "dkd": "dkd:DKD",
     "dist": "dist:DIST",
     "meal-v2": "meal_v2:MEALV2",

@@ -19,7 +19,7 @@ from teacherfarm.student.methods.method import MethodMismatch, Step
 def feature(step: Step, name: str, like: Tensor) -> Tensor:
     """The teacher's output of this name [N, ...] on ``like``'s device; zeros where a crop has no label."""
     assert step.labels is not None, "a phase without a teacher"
-    return _beside(step.labels.output(name), like)
+    return beside(step.labels.output(name), like)
 
 
 def log_probabilities(step: Step, like: Tensor) -> Tensor:
@@ -39,14 +39,14 @@ def log_probabilities(step: Step, like: Tensor) -> Tensor:
             f"the student's logits are {list(like.shape)} for {len(labels)} labels of {labels.num_classes} classes: "
             "each crop needs a row and each of the teacher's classes a logit, in its order"
         )
-    return _beside(labels.log_probabilities, like)
+    return beside(labels.log_probabilities, like)
 
 
 def crop_weights(step: Step, like: Tensor) -> Tensor:
     """How much each crop counts [N]; one each in a phase without a teacher."""
     if step.labels is None:
         return torch.ones(len(step.targets), device=like.device, dtype=_number_type(like))
-    return _beside(step.labels.weight, like)
+    return beside(step.labels.weight, like)
 
 
 def weighted_mean(per_crop: Tensor, step: Step, like: Tensor) -> Tensor:
@@ -62,10 +62,11 @@ def wide(values: Tensor) -> Tensor:
     return values.to(_number_type(values))
 
 
-def _number_type(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
-def _beside(values: NDArray[Any], like: Tensor) -> Tensor:
+def beside(values: NDArray[Any], like: Tensor) -> Tensor:
+    """An array of a label record on ``like``'s device, float32 or float64 as ``like`` is."""
     # A copy: fields of a record are strided, and torch refuses what is read-only or unaligned.
     return torch.from_numpy(np.array(values)).to(like.device, non_blocking=True).to(_number_type(like))
+
+
+def _number_type(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
