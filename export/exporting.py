@@ -112,6 +112,7 @@ def export_teacher(
     refuse_existing(out, name, force=force)
 
     from teacherfarm.export import to_onnx
+    from teacherfarm.export.classifier import classifier_file
     from teacherfarm.export.graph import plan_graph
     from teacherfarm.export.probes import as_number_type, make_probes
     from teacherfarm.export.verify import reference_answers, table
@@ -146,7 +147,7 @@ def export_teacher(
         comparisons.append(_verify_run(engine_runner(model), precision, crops, reference, plan, probes, progress))
     progress(table(comparisons) + "\n")
 
-    head = _head_file(teacher, plan)
+    head, headless = classifier_file(teacher, plan, reference)
     class_names = teacher.classes if plan.num_classes else ()
     card = TeacherCard(
         name=name,
@@ -172,6 +173,8 @@ def export_teacher(
         provider_class="tensorrt" if tensorrt else "onnxruntime",
         opset=opset,
         has_head=head is not None,
+        head_digest="" if head is None else hashlib.sha256(head).hexdigest(),
+        headless=headless,
         source=teacher.source,
         licence=teacher.licence,
         weights_source=teacher.weights_source,
@@ -273,21 +276,6 @@ def _golden(probes: Probes, crops: NDArray[Any], reference: Answers, activation:
     if activation != "none":
         golden["probabilities"] = probabilities(kept, activation, 1.0)
     return golden
-
-
-def _head_file(teacher: Teacher, plan: GraphPlan) -> bytes | None:
-    """The classifier's last layer as safetensors: weight [C, D], bias [C] where it has one."""
-    if not plan.head:
-        return None
-    from safetensors.torch import save
-    from torch import nn
-
-    layer = teacher.module.get_submodule(plan.head)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    tensors = {"weight": layer.weight.detach().float().flatten(1).contiguous()}
-    if layer.bias is not None:
-        tensors["bias"] = layer.bias.detach().float().contiguous()
-    return save(tensors)
 
 
 @contextmanager

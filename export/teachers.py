@@ -38,7 +38,8 @@ class Teacher:
     takes. ``head`` and ``embedding`` name submodules; empty means found by running the module: the linear layer whose
     output is the logits, and that layer's input. ``num_prefix_tokens`` and ``grid`` describe the tokens of a
     transformer, ``map_layout`` the axes of its inner maps. ``published_transform`` feeds the reference of the
-    verification, so that the graph's normalisation is checked against the publisher's own code.
+    verification, so that the graph's normalisation is checked against the publisher's own code. ``members`` and
+    ``fixed_temperature``: of an ensemble, see :func:`teacherfarm.export.ensemble.make_ensemble`.
     """
 
     module: nn.Module
@@ -64,6 +65,8 @@ class Teacher:
     grid: tuple[int, ...] = ()
     map_layout: Literal["NCHW", "NHWC"] = "NCHW"
     published_transform: PublishedTransform | None = None
+    members: tuple[Teacher, ...] = ()
+    fixed_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         channels = 1 if self.channel_order == "GRAY" else 3

@@ -14,7 +14,8 @@
     |   `-- UnreadableCrop
     |-- BadLabelSpec           the teacher cannot give what was asked
     |   |-- UnknownOutput
-    |   `-- TemperatureMismatch
+    |   |-- TemperatureMismatch
+    |   `-- NoHead
     |-- UnknownTeacher
     |-- DigestMismatch         another teacher than the one that was pinned
     |-- Unauthenticated        no API key, or none that is valid here
@@ -143,6 +144,12 @@ class UnknownOutput(BadLabelSpec):
 
 class TemperatureMismatch(BadLabelSpec):
     code = 32
+
+
+class NoHead(BadLabelSpec):
+    """This teacher's linear classifier cannot be had: it has none, or not from here."""
+
+    code = 33
 
 
 class UnknownTeacher(TeacherFarmFault):

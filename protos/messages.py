@@ -191,18 +191,23 @@ class TeacherList:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GetTeacher:
-    """Asks for one teacher's card; needs no Hello."""
+    """Asks for one teacher's card, or with ``head`` for a piece of its linear classifier's file from byte
+    ``head_from`` on; needs no Hello.
+    """
 
     name: str
     api_key: str = field(default="", repr=False)
+    head: bool = False
+    head_from: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
-    """The answer to GetTeacher; the payload is the card as JSON."""
+    """The answer to GetTeacher; the payload is the card as JSON, or a piece of a classifier of ``head_bytes``."""
 
     name: str
     artifact_digest: str
+    head_bytes: int = 0
 
 
 Value = (

@@ -105,7 +105,7 @@ class Header(_message.Message):
     def get_teacher(self) -> Global___GetTeacher: ...
     @_builtins.property
     def teacher(self) -> Global___Teacher:
-        """payload: the teacher card as JSON"""
+        """payload: the teacher card as JSON, or a piece of the classifier"""
 
     def __init__(
         self,
@@ -728,17 +728,25 @@ class GetTeacher(_message.Message):
 
     API_KEY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    HEAD_FROM_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
     name: _builtins.str
+    head: _builtins.bool
+    """its linear classifier instead of its card: head.safetensors, piece by piece"""
+    head_from: _builtins.int
+    """how many bytes of it are there already"""
     def __init__(
         self,
         *,
         api_key: _builtins.str = ...,
         name: _builtins.str = ...,
+        head: _builtins.bool = ...,
+        head_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "head", b"head", "head_from", b"head_from", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,17 +758,21 @@ class Teacher(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
+    HEAD_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     artifact_digest: _builtins.str
+    head_bytes: _builtins.int
+    """of the whole classifier, where it was asked for"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         artifact_digest: _builtins.str = ...,
+        head_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "head_bytes", b"head_bytes", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

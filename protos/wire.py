@@ -184,9 +184,11 @@ def _encode_rare(value: Value) -> pb.Header:
             ]
             return pb.Header(teacher_list=pb.TeacherList(teachers=summaries))
         case GetTeacher():
-            return pb.Header(get_teacher=pb.GetTeacher(api_key=value.api_key, name=value.name))
+            question = pb.GetTeacher(api_key=value.api_key, name=value.name, head=value.head, head_from=value.head_from)
+            return pb.Header(get_teacher=question)
         case Teacher():
-            return pb.Header(teacher=pb.Teacher(name=value.name, artifact_digest=value.artifact_digest))
+            teacher = pb.Teacher(name=value.name, artifact_digest=value.artifact_digest, head_bytes=value.head_bytes)
+            return pb.Header(teacher=teacher)
         case _:
             raise TypeError(f"not a wire value: {value!r}")
 
@@ -333,9 +335,11 @@ def _decode_rare(kind: str | None, parsed: pb.Header) -> Value:
                 )
             )
         case "get_teacher":
-            return GetTeacher(api_key=parsed.get_teacher.api_key, name=parsed.get_teacher.name)
+            asked = parsed.get_teacher
+            return GetTeacher(api_key=asked.api_key, name=asked.name, head=asked.head, head_from=asked.head_from)
         case "teacher":
-            return Teacher(name=parsed.teacher.name, artifact_digest=parsed.teacher.artifact_digest)
+            teacher = parsed.teacher
+            return Teacher(name=teacher.name, artifact_digest=teacher.artifact_digest, head_bytes=teacher.head_bytes)
         case _:
             raise MalformedMessage("a header that holds no message this version knows")
 

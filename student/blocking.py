@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.protos.classifier_head import ClassifierHead
 from teacherfarm.protos.crop import Codec
 from teacherfarm.protos.faults import SessionLost, WindowFull
 from teacherfarm.protos.references import CropReferences
@@ -154,6 +155,11 @@ class TeacherClient:
         """Open the first session; raises what the server refused it with, or SessionLost after ``connect_s``."""
         loop = self._running_loop()
         asyncio.run_coroutine_threadsafe(self._core.connect(), loop).result()
+
+    def head(self) -> ClassifierHead:
+        """The teacher's linear classifier, asked for once and kept; connects if need be. Raises NoHead, Starved."""
+        self.connect()
+        return asyncio.run_coroutine_threadsafe(self._core.head(), self._running_loop()).result()
 
     def label(self, crops: Any, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
         """Soft labels of crops: uint8 [N, H, W, C], a numpy array or a CPU tensor, or references. Waits for them."""

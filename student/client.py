@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.allocator import keep_large_buffers
+from teacherfarm.protos.classifier_head import ClassifierHead, require_head
 from teacherfarm.protos.crop import Codec, CropBatch
 from teacherfarm.protos.faults import (
     BadReference,
@@ -26,7 +27,7 @@ from teacherfarm.protos.faults import (
     Starved,
     TeacherFarmFault,
 )
-from teacherfarm.protos.messages import Hello
+from teacherfarm.protos.messages import GetTeacher, Hello, Teacher
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -48,6 +49,7 @@ from teacherfarm.student.settings import (
     parse_addresses,
     preference,
 )
+from teacherfarm.student.teacher_head import fetch_head
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
 from teacherfarm.student.waits import Reporter
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 2.0
 STARVATION_CHECK_S = 0.1
+SESSION_CHECK_S = 0.05
 OpenTransport = Callable[[Address, Timeouts, str], Transport]
 """A transport for one session with an address, and the teacher's name for those that have no server to tell it to."""
 
@@ -124,6 +127,8 @@ class AsyncTeacherClient:
         self._room_changed = asyncio.Event()
         self._backoff = Backoff(random.random())
         self._connecting_since_s = 0.0
+        self._head: ClassifierHead | None = None
+        self._head_turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         state = "failed" if self._fatal else "connected" if self._session else "not connected"
@@ -170,6 +175,30 @@ class AsyncTeacherClient:
                 loop.create_task(self._watch(), name="teacher client watch"),
             ]
         await asyncio.shield(self._connected)
+
+    async def head(self) -> ClassifierHead:
+        """The teacher's linear classifier, asked for once and kept. Raises NoHead where it cannot be had, Starved where
+        it did not come within ``timeouts.answer_s``.
+        """
+        await self.connect()
+        require_head(self.card)
+        async with self._head_turn:
+            if self._head is None:
+                try:
+                    async with asyncio.timeout(self.timeouts.answer_s):
+                        self._head = await fetch_head(self._ask, self.card, self._api_key)
+                except TimeoutError as error:
+                    places = ", ".join(map(str, self._addresses))
+                    waited = f"within {self.timeouts.answer_s:g} s from {places}"
+                    raise Starved(f"no classifier of {self.card.name!r} {waited}. Is the farm up?") from error
+        return self._head
+
+    async def _ask(self, question: GetTeacher) -> tuple[Teacher, bytes]:
+        while self._session is None:
+            if self._fatal is not None:
+                raise self._fatal
+            await asyncio.sleep(SESSION_CHECK_S)
+        return await self._session.ask(question)
 
     async def label(self, crops: NDArray[Any] | CropReferences, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
         """Soft labels of crops [N, H, W, C], in order; waits for room and for the answer."""
@@ -301,6 +330,8 @@ class AsyncTeacherClient:
                     if self._card is None:
                         self._give_up_connecting_after(fault)
                 finally:
+                    if self._session is not None:
+                        self._session.end()
                     self._session = None
                     self.stats.crops_resent += self._ledger.session_died()
                     await transport.close()

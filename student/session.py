@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from teacherfarm.protos.faults import MalformedMessage, SessionLost, TeacherFarmFault, UnexpectedMessage
 from teacherfarm.protos.messages import (
     FarmLoad,
+    GetTeacher,
     GoAway,
     Goodbye,
     Ping,
@@ -24,6 +25,7 @@ from teacherfarm.protos.messages import (
     SliceFault,
     SliceLabels,
     StudentReport,
+    Teacher,
     Welcome,
 )
 from teacherfarm.protos.references import CropReferences
@@ -33,6 +35,7 @@ from teacherfarm.protos.wire import Buffer, decode_header, encode_header
 from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.batch import PendingBatch
 from teacherfarm.student.ledger import Ledger, PendingSlice
+from teacherfarm.student.teacher_head import Question
 from teacherfarm.student.transports.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ class Session:
         self._refused = refused
         self._taken_crops = 0
         self._going_away = False
+        self._question = Question()
         self._load_told_s = time.monotonic()
 
     def pump(self) -> None:
@@ -111,6 +115,16 @@ class Session:
         """Show the server that this student lives, what it has taken, and how it fares."""
         self._transport.send(encode_header(Ping(taken_crops=self._taken_crops, report=report)))
 
+    async def ask(self, question: GetTeacher) -> tuple[Teacher, bytes]:
+        """Its answer and payload; one at a time. Raises SessionLost when the session ends first."""
+        answer = self._question.ask()
+        self._transport.send(encode_header(question))
+        return await answer
+
+    def end(self) -> None:
+        """The session is over: nothing is answered any more."""
+        self._question.fail(SessionLost("the session ended"))
+
     def say_goodbye(self) -> None:
         """Tell the server that nothing more comes."""
         self._transport.send(encode_header(Goodbye()))
@@ -129,6 +143,8 @@ class Session:
                     self._set_window(window_crops)
                     if load is not None:
                         self._note_load(load)
+                case Teacher() as teacher if self._question.answer(teacher, payload):
+                    self._stats.bytes_received += len(payload)
                 case GoAway(reason=reason):
                     log.info("the server goes away: %s", reason)
                     self._going_away = True
@@ -186,6 +202,8 @@ class Session:
     def _receive_fault(self, answer: SliceFault) -> None:
         fault = answer.fault
         if not answer.num_crops:
+            if self._question.fail(fault):
+                return
             raise fault
         self._set_window(answer.window_crops)
         slice_ = self._ledger.answered(answer.batch_id, answer.first_row)

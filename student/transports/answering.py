@@ -11,33 +11,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_codec import decode_crops
-from teacherfarm.protos.faults import DigestMismatch, SessionLost, TeacherFailed, TeacherFarmFault, UnknownDataSet
+from teacherfarm.protos.faults import (
+    DigestMismatch,
+    NoHead,
+    SessionLost,
+    TeacherFailed,
+    TeacherFarmFault,
+    UnknownDataSet,
+)
 from teacherfarm.protos.messages import (
+    GetTeacher,
     Hello,
     Ping,
     Pong,
     Slice,
     SliceFault,
     SliceLabels,
+    Teacher,
     Value,
     Welcome,
 )
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.protos.wire import Buffer, decode_header, encode_header
+from teacherfarm.protos.wire import PAYLOAD_BYTES, Buffer, decode_header, encode_header
 
 Run = Callable[[NDArray[Any], Sequence[str]], Awaitable[Mapping[str, NDArray[Any]]]]
 """Pixels [N, H, W, C] and graph output names to arrays [N, ...]."""
+
+ReadHead = Callable[[int, int], tuple[bytes, int]]
 
 WINDOW_CROPS = 1024
 
 
 class AnsweringTransport:
-    """Speaks a server's part of the wire for one teacher: ``run`` computes, everything else is here."""
+    """Speaks a server's part of the wire for one teacher: ``run`` computes, everything else is here.
+
+    ``read_head``: (first byte, most bytes) -> a piece of the classifier's file and the whole file's size, where it has
+    one here.
+    """
 
     def __init__(
-        self, card: TeacherCard, run: Run, *, artifact_digest: str, slice_crops: int, session_id: str = "in-process"
+        self,
+        card: TeacherCard,
+        run: Run,
+        *,
+        artifact_digest: str,
+        slice_crops: int,
+        session_id: str = "in-process",
+        read_head: ReadHead | None = None,
     ) -> None:
+        self._read_head = read_head
         self._card = card
         self._run = run
         self._artifact_digest = artifact_digest
@@ -65,6 +88,8 @@ class AnsweringTransport:
                 task.add_done_callback(self._slices.discard)
             case Ping():
                 self._say(Pong(window_crops=WINDOW_CROPS))
+            case GetTeacher(head=True, head_from=first):
+                self._answer_head(first)
 
     async def receive(self) -> tuple[Buffer, Buffer]:
         """The next answer."""
@@ -115,6 +140,19 @@ class AnsweringTransport:
             artifact_digest=self._artifact_digest,
         )
         self._say(welcome, self._card.to_json().encode())
+
+    def _answer_head(self, first: int) -> None:
+        if self._read_head is None:
+            why = "has no classifiers to give: ask a farm (grpc:// or zmq://), or the models' folder (local://models/)"
+            self._say(SliceFault(fault=NoHead(f"what answers {self._session_id} {why}")))
+            return
+        try:
+            piece, size = self._read_head(first, PAYLOAD_BYTES)
+        except TeacherFarmFault as fault:
+            self._say(SliceFault(fault=fault))
+            return
+        answer = Teacher(name=self._card.name, artifact_digest=self._artifact_digest, head_bytes=size)
+        self._say(answer, piece)
 
     async def _label(self, slice_: Slice, payload: Buffer) -> None:
         assert self._spec is not None, "a slice before Hello"

@@ -47,6 +47,7 @@ class LocalTransport:
             backend.run,
             artifact_digest=served_digest(teacher.card, backend.provider_class),
             slice_crops=min(backend.largest_batch, SLICE_CROPS),
+            read_head=teacher.read_head,
         )
 
     @property

@@ -22,21 +22,30 @@ class LoopbackFarm:
     """Give ``farm.open`` as ``open_transport`` to a client; its address is then only a name.
 
     ``script(pixels, outputs)`` returns the graph's outputs for crops [N, H, W, C] and may raise. ``delay_s`` passes
-    before each answer. :meth:`kill_sessions` does what a server's death does.
+    before each answer. ``head``: the classifier's file. :meth:`kill_sessions` does what a server's death does.
     """
 
-    def __init__(self, card: TeacherCard, script: Script, *, slice_crops: int = 8, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, card: TeacherCard, script: Script, *, slice_crops: int = 8, delay_s: float = 0.0, head: bytes = b""
+    ) -> None:
         self.card = card
         self.delay_s = delay_s
         self.crops_seen = 0
         self._script = script
         self._slice_crops = slice_crops
+        self._head = head
         self._sessions: list[_LoopbackTransport] = []
 
     def open(self, address: Address, timeouts: Timeouts, teacher: str) -> Transport:
         """A new session."""
         session = _LoopbackTransport(
-            AnsweringTransport(self.card, self._run, artifact_digest="loopback", slice_crops=self._slice_crops)
+            AnsweringTransport(
+                self.card,
+                self._run,
+                artifact_digest="loopback",
+                slice_crops=self._slice_crops,
+                read_head=lambda first, most: (self._head[first : first + most], len(self._head)),
+            )
         )
         self._sessions.append(session)
         return session

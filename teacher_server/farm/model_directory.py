@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherfarm.protos.classifier_head import require_head
 from teacherfarm.protos.faults import BadTeacher, DamagedArtifact, EmptyModelDirectory
-from teacherfarm.protos.teacher_card import CARD_FILE, GOLDEN_FILE, TeacherCard
+from teacherfarm.protos.teacher_card import CARD_FILE, GOLDEN_FILE, HEAD_FILE, TeacherCard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,25 @@ class ExportedTeacher:
     @property
     def golden_file(self) -> Path:
         return self.folder / GOLDEN_FILE
+
+    @property
+    def head_file(self) -> Path:
+        return self.folder / HEAD_FILE
+
+    def read_head(self, first: int, most: int) -> tuple[bytes, int]:
+        """At most so many bytes of the classifier's file from ``first`` on, and the whole file's size.
+
+        Raises NoHead, DamagedArtifact.
+        """
+        assert self.card is not None
+        require_head(self.card)
+        try:
+            with self.head_file.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(min(first, size))
+                return file.read(most), size
+        except OSError as error:
+            raise DamagedArtifact(f"{self.head_file} cannot be read ({error}): export {self.name!r} again") from error
 
 
 def read_model_directory(models: Path) -> list[ExportedTeacher]:
@@ -82,7 +103,13 @@ def _read_teacher(folder: Path) -> ExportedTeacher:
             f"{model_file} is not the file its card describes (SHA-256 {digest[:12]}..., expected "
             f"{card.artifact_digest[:12]}...): half written or altered; {again}"
         )
+    elif card.head_digest and not _is_file_of((folder / HEAD_FILE), card.head_digest):
+        fault = DamagedArtifact(f"{folder / HEAD_FILE} is not the classifier its card describes: {again}")
     return ExportedTeacher(name=card.name, folder=folder, card=card, fault=fault)
+
+
+def _is_file_of(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
 
 
 def file_digest(path: Path) -> str:

@@ -83,6 +83,7 @@ class Conversation:
         self._received = metrics.received.labels(wire)
         self._sent = metrics.sent.labels(wire)
         self._num_inquiries = 0
+        self._head_bytes = 0
         self.finished = False
         self.last_heard_s = time.monotonic()
 
@@ -158,12 +159,25 @@ class Conversation:
                 self._count_inquiry()
                 self._say(TeacherList(teachers=tuple(self._gateway.teachers_of(value.api_key))))
             case GetTeacher():
-                self._count_inquiry()
-                lane = self._gateway.teacher(value.name, value.api_key)
-                answer = Teacher(name=lane.card.name, artifact_digest=self._gateway.artifact_digest(lane))
-                self._say(answer, lane.card.to_json().encode())
+                self._show_teacher(value)
             case _:
                 raise UnexpectedMessage(f"a student does not send {type(value).__name__}")
+
+    def _show_teacher(self, asked: GetTeacher) -> None:
+        if not asked.head:
+            self._count_inquiry()
+        lane = self._gateway.teacher(asked.name, asked.api_key)
+        digest = self._gateway.artifact_digest(lane)
+        if not asked.head:
+            self._say(Teacher(name=lane.card.name, artifact_digest=digest), lane.card.to_json().encode())
+            return
+        piece, size = self._gateway.read_head(lane, asked.head_from)
+        # Once through is what a student needs, and needs no credit; more could pile up unread.
+        self._head_bytes += len(piece)
+        if not piece or self._head_bytes > size:
+            raise Overloaded("one connection is told one classifier, once: open another")
+        self._sent.inc(len(piece))
+        self._say(Teacher(name=lane.card.name, artifact_digest=digest, head_bytes=size), piece)
 
     def _count_inquiry(self) -> None:
         """Answers to inquiries need no credit, so their number must have an end."""

@@ -128,8 +128,8 @@ VALUES: dict[type, st.SearchStrategy] = {
             tuple
         ),
     ),
-    wire.GetTeacher: st.builds(wire.GetTeacher, name=text, api_key=text),
-    wire.Teacher: st.builds(wire.Teacher, name=text, artifact_digest=text),
+    wire.GetTeacher: st.builds(wire.GetTeacher, name=text, api_key=text, head=st.booleans(), head_from=uint64),
+    wire.Teacher: st.builds(wire.Teacher, name=text, artifact_digest=text, head_bytes=uint64),
 }
 
 
