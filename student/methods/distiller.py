@@ -9,6 +9,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from teacherfarm.student.methods.hard_fallback import with_hard_fallback
 from teacherfarm.student.methods.method import Method, Step
 from teacherfarm.student.methods.student_taps import TappedStudent
 
@@ -16,19 +17,23 @@ from teacherfarm.student.methods.student_taps import TappedStudent
 class Distiller(nn.Module):
     """``distiller(pixels, step)`` -> the loss's parts by name; their sum is to be minimised.
 
-    ``distiller.predict(pixels)`` -> logits [N, C]. Forward goes through the module, so that DDP sees every parameter.
+    ``distiller.predict(pixels)`` -> logits [N, C]. ``hard_fallback``: crops without an answer learn from their own class.
+    Forward goes through the module, so that DDP sees every parameter.
     """
 
-    def __init__(self, student: TappedStudent, method: Method) -> None:
+    def __init__(self, student: TappedStudent, method: Method, *, hard_fallback: bool = False) -> None:
         super().__init__()
         self.student = student
         self.method = method
+        self.hard_fallback = hard_fallback
         # DDP's own list of what it leaves alone.
         self._ddp_params_and_buffers_to_ignore = [f"method.{name}" for name in method.equal_on_ranks]
         self.enter(0)
 
     def forward(self, pixels: Tensor, step: Step) -> dict[str, Tensor]:
-        return self.method.loss(self.student(pixels), step)
+        outputs = self.student(pixels)
+        parts = self.method.loss(outputs, step)
+        return with_hard_fallback(parts, self.method.predict(outputs), step) if self.hard_fallback else parts
 
     def predict(self, pixels: Tensor) -> Tensor:
         """The finished model's logits."""
