@@ -40,9 +40,9 @@ class StudentOutputs:
 class StudentShape:
     """The shapes of :class:`StudentOutputs` without the batch axis; ``features`` in the order of the taps.
 
-    ``embedding`` is 0 where there is none. ``parameters``: by tap name, "" for the logits, "embedding" for that, which of
-    the model's trainable parameters that output depends on. A student without classes has as many ``num_classes`` as the
-    vector that it returns has values.
+    ``embedding`` is 0 where there is none. ``parameters``: by tap name, "" for the logits, "embedding" for that, which
+    of the model's trainable parameters that output depends on. A student without classes has as many ``num_classes`` as
+    the vector that it returns has values.
     """
 
     num_classes: int
