@@ -11,6 +11,8 @@ from teacherfarm.student.methods.method import Method
 METHODS: Mapping[str, str] = {
     "kd": "kd:KD",
     "fkd": "fkd:FKD",
+    "ferkd": "ferkd:FerKD",
+    "relabel": "relabel:ReLabel",
     "dkd": "dkd:DKD",
     "dist": "dist:DIST",
     "meal-v2": "meal_v2:MEALV2",
@@ -20,6 +22,11 @@ METHODS: Mapping[str, str] = {
     "at": "at:AT",
     "sp": "sp:SP",
     "vid": "vid:VID",
+    "crd": "crd:CRD",
+    "srrl": "srrl:SRRL",
+    "semckd": "semckd:SemCKD",
+    "simkd": "simkd:SimKD",
+    "sskd": "sskd:SSKD",
 }
 """Where each method is: file:class below teacherfarm.student.methods."""
 
