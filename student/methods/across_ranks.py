@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed import nn as distributed
 
 
 def num_ranks() -> int:
@@ -23,8 +24,20 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if num_ranks() == 1:
         return rows
-    if rows.requires_grad:
-        return torch.cat(distributed.all_gather(rows.contiguous()))  # type: ignore[no-untyped-call]
-    parts = [torch.empty_like(rows) for _ in range(num_ranks())]
-    torch.distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(num_ranks())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # A copy: what comes in may be somebody else's as well.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(num_ranks())[torch.distributed.get_rank()]

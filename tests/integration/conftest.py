@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,6 +33,17 @@ def tiny_farm(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A server of the tiny teacher, shared: nobody stops it."""
     with FarmProcess(tmp_path_factory.mktemp("tiny_farm"), tiny_models) as farm:
         yield farm
+
+
+@pytest.fixture(scope="session")
+def method_models(tapped_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with a teacher for every method (tests.method_runs says which): "tiny" with taps, others."""
+    from teacherfarm.export import export_teacher
+
+    models = tmp_path_factory.mktemp("method_models")
+    shutil.copytree(tapped_models / "tiny", models / "tiny")
+    export_teacher("tests.method_teachers:make_several", models)
+    return models
 
 
 @pytest.fixture
