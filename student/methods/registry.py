@@ -27,6 +27,8 @@ METHODS: Mapping[str, str] = {
     "semckd": "semckd:SemCKD",
     "simkd": "simkd:SimKD",
     "sskd": "sskd:SSKD",
+    "embedding": "embedding:Embedding",
+    "tokens": "tokens:Tokens",
 }
 """Where each method is: file:class below teacherfarm.student.methods."""
 
