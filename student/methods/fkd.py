@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacherfarm.student.losses import soft_cross_entropy_of_each
 from teacherfarm.student.methods.label_forms import (
     FORMS,
     MIXES,
@@ -58,14 +57,11 @@ class FKD(Method):
         form, settings = self.form, self.settings
         labels = form.cut(step.labels, self.setup.card)
         with torch.autocast(outputs.logits.device.type, enabled=False):
-            # Labels of a few classes take their own temperature only, so the student's goes into its logits.
-            logits = wide(outputs.logits) * (form.temperature / settings.student_temperature)
+            logits = wide(outputs.logits)
             weight = crop_weights(step, logits)
 
             def under(rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
-                asked = labels.take(rows)
-                per_crop = soft_cross_entropy_of_each(logits, asked, form.temperature, completion=form.completion)
-                return per_crop, weight[rows]
+                return form.cross_entropy(logits, labels.take(rows), settings.student_temperature), weight[rows]
 
             return {"soft": mean_under_mix(under, outputs, None if settings.teacher_sees_mix else step.mix)}
 

@@ -18,7 +18,7 @@ from teacherfarm.crops.mixing import Mix
 from teacherfarm.protos.faults import TemperatureMismatch
 from teacherfarm.protos.soft_label import LABELS, Completion, LabelSpec, SoftLabels, top_k
 from teacherfarm.protos.teacher_card import TeacherCard
-from teacherfarm.student.losses import mean_over_crops
+from teacherfarm.student.losses import mean_over_crops, soft_cross_entropy_of_each
 from teacherfarm.student.methods.method import Asks, Draw, MethodMismatch, Mixing, Setup, StudentOutputs
 
 FORMS = ("full", "hard", "smoothing", "marginal-smoothing", "marginal-renorm")
@@ -77,6 +77,12 @@ class LabelForm:
                 labels.log_probabilities, self.top_k, self.temperature
             )
         return SoftLabels.from_records(records, self.spec, card, labels.weight)
+
+    def cross_entropy(self, logits: Tensor, labels: SoftLabels, student_temperature: float = 1.0) -> Tensor:
+        """Of the student's ``logits`` [N, C] under labels in this form, for each crop [N]; no T^2 factor."""
+        # Labels of a few classes take their own temperature only, so the student's goes into its logits.
+        scaled = logits * (self.temperature / student_temperature)
+        return soft_cross_entropy_of_each(scaled, labels, self.temperature, completion=self.completion)
 
 
 def asks_mixed(mix: str, setup: Setup, asks: Asks, *, teacher_sees_it: bool = False) -> Asks:
