@@ -66,7 +66,7 @@ class Layout:
         if self.is_map:
             return values.flatten(2).transpose(1, 2)[:, :0], values
         patches = values[:, self.prefix :].transpose(1, 2)
-        return values[:, : self.prefix], patches.unflatten(2, (self.height, self.width))
+        return values[:, : self.prefix], patches.reshape(len(values), self.size, self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
