@@ -38,6 +38,7 @@ class TeacherIdentity:
     classes_hash: str = ""
     precision: Precision = "fp32"
     channel_axes: Mapping[str, int] = field(default_factory=dict)
+    fixed_temperature: float = 0.0
 
     @classmethod
     def of(cls, card: TeacherCard) -> TeacherIdentity:
@@ -50,6 +51,7 @@ class TeacherIdentity:
             classes_hash=card.classes_hash or classes_hash(card.classes),
             precision=card.precision,
             channel_axes={output.name: output.channel_axis for output in card.features},
+            fixed_temperature=card.fixed_temperature,
         )
 
 

@@ -166,6 +166,7 @@ class RecordedLabels:
             activation=teacher.activation,
             weight=present.astype(np.float32),
             channel_axes=teacher.channel_axes,
+            fixed_temperature=teacher.fixed_temperature,
         )
 
     def present(self) -> Presence:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.protos.faults import BadLabelSpec, TemperatureMismatch, UnknownOutput
-from teacherfarm.protos.teacher_card import Activation, TeacherCard
+from teacherfarm.protos.teacher_card import EMBEDDING, MEAN_LOGITS, Activation, TeacherCard
 
 Completion = Literal["smoothing", "renorm"]
 FeatureType = Literal["float16", "int8"]
@@ -71,10 +71,7 @@ class LabelSpec:
         known = ([LABELS] if has_labels else []) + [output.name for output in card.features]
         for name in outputs:
             if name not in known:
-                raise UnknownOutput(
-                    f"teacher {card.name!r} has no output {name!r}; it has {', '.join(known) or 'none'}. "
-                    f"Taps are chosen at export: teacherfarm export ... --tap {name}"
-                )
+                raise UnknownOutput(_without_output(card, name, known))
         if self.top_k and LABELS not in outputs:
             raise BadLabelSpec(f"top_k={self.top_k} needs the output 'labels', asked for {', '.join(outputs)}")
         if self.top_k > card.num_classes and LABELS in outputs:
@@ -84,6 +81,12 @@ class LabelSpec:
         if self.top_k and card.activation == "sigmoid":
             raise BadLabelSpec(
                 "top-k labels need a softmax teacher; this one has independent (sigmoid) classes: ask dense"
+            )
+        if self.top_k and card.fixed_temperature not in (0, self.temperature):
+            raise TemperatureMismatch(
+                f"the {len(card.members)} members of {card.name!r} are averaged at temperature "
+                f"{card.fixed_temperature:g}, top-k labels at {self.temperature:g} are none of theirs: ask temperature="
+                f"{card.fixed_temperature:g}, or export it with --ensemble-temperature {self.temperature:g}"
             )
         return LabelSpec(
             outputs=outputs, top_k=self.top_k, temperature=self.temperature, feature_type=self.feature_type
@@ -104,7 +107,9 @@ class LabelSpec:
                 fields.append((LABELS, "<f2", (card.num_classes,)))
             elif self.feature_type == "int8":
                 feature = card.feature(name)
-                fields.append((name + SCALE_SUFFIX, "<f4", (feature.num_channels,)))
+                # A vector's numbers share one scale: with its own, each would take five bytes.
+                num_scales = 1 if feature.layout == "vector" else feature.num_channels
+                fields.append((name + SCALE_SUFFIX, "<f4", (num_scales,)))
                 fields.append((name, "<i1", feature.shape))
             else:
                 fields.append((name, "<f2", card.feature(name).shape))
@@ -127,9 +132,13 @@ class LabelSpec:
                 # Assigned as it is, an axis of 1 would be repeated in silence.
                 raise ValueError(f"output {name!r} of teacher {card.name!r} is {list(values.shape)}, due {list(due)}")
             if name == LABELS and self.top_k:
-                records["classes"], records["log_probabilities"] = top_k(values, self.top_k, self.temperature)
+                # An ensemble's answers are at its temperature already.
+                temperature = 1.0 if card.fixed_temperature else self.temperature
+                records["classes"], records["log_probabilities"] = top_k(values, self.top_k, temperature)
             elif name != LABELS and self.feature_type == "int8":
-                records[name], records[name + SCALE_SUFFIX] = _to_int8(values, card.feature(name).channel_axis)
+                feature = card.feature(name)
+                channel_axis = None if feature.layout == "vector" else feature.channel_axis
+                records[name], records[name + SCALE_SUFFIX] = _to_int8(values, channel_axis)
             else:
                 records[name] = values
         return records
@@ -163,10 +172,22 @@ def top_k(log_probabilities: NDArray[Any], k: int, temperature: float) -> tuple[
     return np.take_along_axis(classes, order, axis=-1), np.take_along_axis(values, order, axis=-1)
 
 
-def _to_int8(values: NDArray[Any], channel_axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Per crop and channel: int8 values and the float32 scale that gives them back."""
+def _without_output(card: TeacherCard, name: str, known: Sequence[str]) -> str:
+    """Why a teacher cannot give an output, and what to do."""
+    has = f"teacher {card.name!r} has no output {name!r}; it has {', '.join(known) or 'none'}"
+    if name == LABELS:
+        return f"{has}. It has no classes: ask one of these by LabelSpec(outputs=(...))"
+    if name in (EMBEDDING, MEAN_LOGITS):
+        return f"{has}. A classifier has one where it ends in a linear layer, an ensemble has {MEAN_LOGITS!r}"
+    whole = name.partition("@")[0]
+    instead = f", or ask {whole!r} and reduce it on the student" if whole != name and whole in known else ""
+    return f"{has}. Taps are chosen at export: {card.export_command(name)}{instead}"
+
+
+def _to_int8(values: NDArray[Any], channel_axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Per crop (and channel, where there is an axis): int8 values and the float32 scale that gives them back."""
     values = values.astype(np.float32)
-    others = tuple(axis for axis in range(1, values.ndim) if axis != channel_axis + 1)
+    others = tuple(axis for axis in range(1, values.ndim) if channel_axis is None or axis != channel_axis + 1)
     scale = np.abs(values).max(axis=others, keepdims=True) / 127.0
     safe = np.where(scale == 0, np.float32(1), scale)
     return np.rint(values / safe).astype(np.int8), scale.reshape(len(values), -1).astype(np.float32)
@@ -178,7 +199,7 @@ class SoftLabels:
 
     ``records``: structured array [N] of ``spec.record_dtype(card)``. ``weight``: float32 [N], 1 for an
     answered crop and 0 for one that got no answer (starved or unreadable); such a record holds zeros and
-    means nothing.
+    means nothing. ``fixed_temperature``: of an ensemble, the only one its distribution holds at (0: any).
     """
 
     records: NDArray[np.void]
@@ -187,6 +208,7 @@ class SoftLabels:
     activation: Activation
     weight: NDArray[np.float32]
     channel_axes: Mapping[str, int] = field(default_factory=dict)
+    fixed_temperature: float = 0.0
 
     @classmethod
     def from_records(
@@ -206,6 +228,7 @@ class SoftLabels:
             activation=card.activation,
             weight=np.ones(len(records), np.float32) if weight is None else weight,
             channel_axes={output.name: output.channel_axis for output in card.features},
+            fixed_temperature=card.fixed_temperature,
         )
 
     def __len__(self) -> int:
@@ -222,7 +245,9 @@ class SoftLabels:
 
     @property
     def log_probabilities(self) -> NDArray[np.float16]:
-        """As received: [N, C] at temperature 1 where dense, [N, k] at the spec's temperature where top-k."""
+        """As received: [N, C] at temperature 1 where dense (an ensemble's: at its own; see :meth:`divisor`), [N, k] at
+        the spec's temperature where top-k.
+        """
         self._require_classes()
         if self.activation != "softmax":
             raise UnknownOutput("this teacher's classes are independent (sigmoid): use .logits or .probabilities()")
@@ -256,7 +281,8 @@ class SoftLabels:
     ) -> NDArray[np.float32]:
         """Float32 [N, C]; rows sum to 1 for a softmax teacher.
 
-        ``temperature``: any for dense labels (default 1); for top-k labels only the spec's own (the default).
+        ``temperature``: any for dense labels (default 1), an ensemble's only at its own (the default); for top-k labels
+        only the spec's own (the default).
         ``completion`` of top-k labels: the rest of the mass spread evenly over the other classes
         ("smoothing", FKD's marginal smoothing), or the kept ones scaled up to sum to 1 ("renorm", FKD's
         marginal re-norm).
@@ -270,13 +296,29 @@ class SoftLabels:
                     f"temperature={temperature:g}), or for dense labels, which take any temperature"
                 )
             return complete(self.classes, self.log_probabilities, self.num_classes, completion)
-        temperature = 1.0 if temperature is None else temperature
-        if not COLDEST <= temperature <= HOTTEST:
-            raise ValueError(f"temperature must be positive ({COLDEST:g} to {HOTTEST:g}), got {temperature}")
+        temperature = self.divisor(temperature)
         if self.activation == "sigmoid":
             logits = self.logits.astype(np.float32) / np.float32(temperature)
             return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float32)
         return np.exp(log_softmax(self.log_probabilities, temperature))
+
+    def divisor(self, temperature: float | None = None) -> float:
+        """What dense log-probabilities are divided by before a softmax, for the distribution at ``temperature``.
+
+        Raises TemperatureMismatch: the mean of an ensemble's softmax(z / T) at one T says nothing of another.
+        """
+        fixed = self.fixed_temperature
+        if fixed:
+            if temperature is not None and temperature != fixed:
+                raise TemperatureMismatch(
+                    f"this ensemble's members were averaged at temperature {fixed:g}, so its labels cannot be used at "
+                    f"{temperature:g}: use {fixed:g}, or export it with --ensemble-temperature {temperature:g}"
+                )
+            return 1.0
+        temperature = 1.0 if temperature is None else temperature
+        if not COLDEST <= temperature <= HOTTEST:
+            raise ValueError(f"temperature must be positive ({COLDEST:g} to {HOTTEST:g}), got {temperature}")
+        return temperature
 
     def output(self, name: str) -> NDArray[Any]:
         """A feature output [N, ...] as float16 (or float32, restored from int8)."""
@@ -290,7 +332,7 @@ class SoftLabels:
             return values
         scale = self.records[name + SCALE_SUFFIX]
         axis = self.channel_axes[name]
-        shape = [len(values)] + [size if index == axis else 1 for index, size in enumerate(values.shape[1:])]
+        shape = [len(values)] + [scale.shape[1] if index == axis else 1 for index in range(values.ndim - 1)]
         return np.asarray(values.astype(np.float32) * scale.reshape(shape))
 
     def take(self, rows: NDArray[Any] | Sequence[int] | slice) -> SoftLabels:
@@ -303,6 +345,7 @@ class SoftLabels:
             activation=self.activation,
             weight=self.weight[index],
             channel_axes=self.channel_axes,
+            fixed_temperature=self.fixed_temperature,
         )
 
     def to(self, *_: object, **__: object) -> SoftLabels:

@@ -182,7 +182,7 @@ def _target(labels: SoftLabels | Tensor, log_q: Tensor, temperature: float, comp
         raise UnknownOutput("this teacher's classes are independent (sigmoid): use sigmoid_cross_entropy")
     if not labels.is_top_k:
         log_p = _tensor(labels.log_probabilities, log_q.device).to(log_q.dtype)
-        return _Target(log_p=functional.log_softmax(log_p / temperature, dim=1))
+        return _Target(log_p=functional.log_softmax(log_p / labels.divisor(temperature), dim=1))
     if temperature != labels.spec.temperature:
         raise TemperatureMismatch(
             f"these top-{labels.spec.top_k} labels were cut at temperature {labels.spec.temperature:g}, the "

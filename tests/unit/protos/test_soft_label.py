@@ -1,5 +1,7 @@
 """Label specs and soft labels: what is packed comes back, at any temperature that is allowed and at no other."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import BadLabelSpec, TemperatureMismatch, UnknownOutput
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels, complete, log_softmax, top_k
-from teacherfarm.protos.teacher_card import OutputCard, TeacherCard
+from teacherfarm.protos.teacher_card import EnsembleMember, OutputCard, TeacherCard
 
 
 def card_of(num_classes: int = 10, activation: str = "softmax") -> TeacherCard:
@@ -144,7 +146,7 @@ def test_features_come_back(feature_type, tolerance):
     spec = LabelSpec(outputs=("labels", "embedding", "stage3", "tokens"), feature_type=feature_type)
     labels = labels_of(spec, outputs, card_of())
     assert labels.probabilities().shape == (5, 10)
-    for name, channel_axis in (("embedding", 1), ("stage3", 1), ("tokens", 2)):
+    for name, channel_axis in (("embedding", None), ("stage3", 1), ("tokens", 2)):
         got, true = labels.output(name), outputs[name]
         assert got.shape == true.shape
         others = tuple(axis for axis in range(1, true.ndim) if axis != channel_axis)
@@ -163,6 +165,8 @@ def test_int8_maps_take_half_of_float16():
     card = card_of()
     small = LabelSpec(outputs=("stage3",), feature_type="int8").resolve(card).record_dtype(card)
     assert small.itemsize == 24 + 4 * 4
+    vector = LabelSpec(outputs=("embedding",), feature_type="int8").resolve(card).record_dtype(card)
+    assert vector.itemsize == 5 + 4
     assert LabelSpec(outputs=("stage3",)).resolve(card).record_dtype(card).itemsize == 48
 
 
@@ -291,3 +295,60 @@ def test_records_are_little_endian_and_packed():
     dtype = LabelSpec(top_k=10).resolve(card_of()).record_dtype(card_of())
     assert dtype.itemsize == 40
     assert [str(dtype[name].base) for name in ("classes", "log_probabilities")] == ["uint16", "float16"]
+
+
+def ensemble_of(temperature: float) -> TeacherCard:
+    members = tuple(EnsembleMember(name=name, source=f"timm:{name}", height=8, width=8) for name in "ab")
+    return dataclasses.replace(
+        card_of(),
+        members=members,
+        fixed_temperature=temperature,
+        features=(OutputCard(name="mean_logits", shape=(10,)),),
+    )
+
+
+def test_an_ensembles_labels_hold_at_its_temperature_alone():
+    outputs = graph_outputs()
+    labels = labels_of(LabelSpec(), outputs, ensemble_of(4.0))
+    averaged = np.exp(outputs["log_probabilities"])
+    np.testing.assert_allclose(labels.probabilities(), averaged, atol=1e-3)
+    np.testing.assert_allclose(labels.take([2, 1]).probabilities(4.0), averaged[[2, 1]], atol=1e-3)
+    assert labels.divisor() == labels.divisor(4.0) == 1.0
+    for use in (labels.probabilities, labels.divisor, labels.take([0]).probabilities):
+        with pytest.raises(TemperatureMismatch, match=r"averaged at temperature 4, .*--ensemble-temperature 1"):
+            use(1.0)
+
+
+def test_an_ensembles_top_k_is_not_tempered_twice():
+    outputs = graph_outputs()
+    labels = labels_of(LabelSpec(top_k=3, temperature=4.0), outputs, ensemble_of(4.0))
+    best = np.sort(np.exp(outputs["log_probabilities"]), axis=1)[:, :-4:-1]
+    np.testing.assert_allclose(np.exp(labels.log_probabilities.astype(np.float32)), best, rtol=2e-3)
+    with pytest.raises(TemperatureMismatch, match="members of 't' are averaged at temperature 4"):
+        LabelSpec(top_k=3).resolve(ensemble_of(4.0))
+
+
+def test_one_teachers_labels_are_divided_by_the_temperature():
+    labels = labels_of(LabelSpec(), graph_outputs(), card_of())
+    assert (labels.divisor(), labels.divisor(4.0)) == (1.0, 4.0)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        labels.divisor(0.0)
+
+
+@pytest.mark.parametrize(
+    ("card", "output", "words"),
+    [
+        (card_of(), "stage3@2x2", r"--name t --tap stage3 --tap tokens --tap stage3@2x2 --force, or ask 'stage3' and"),
+        (
+            card_of(),
+            "layer4",
+            r"has labels, embedding, stage3, tokens. Taps are chosen at export.*--tap layer4 --force$",
+        ),
+        (dataclasses.replace(card_of(), features=()), "embedding", "ends in a linear layer"),
+        (card_of(0, "none"), "labels", r"It has no classes: ask one of these by LabelSpec\(outputs="),
+        (ensemble_of(1.0), "layer4", "an ensemble has no taps"),
+    ],
+)
+def test_what_a_teacher_lacks_is_named_with_what_adds_it(card, output, words):
+    with pytest.raises(UnknownOutput, match=words):
+        LabelSpec(outputs=(output,)).resolve(card)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -228,3 +230,14 @@ def test_mistakes_are_named():
         soft_cross_entropy(student(), labels_for(5), completion="zeros")
     with pytest.raises(ValueError, match="temperature must be positive"):
         soft_cross_entropy(student(), labels_for(), 0.0)
+
+
+def test_an_ensembles_labels_are_used_at_their_temperature():
+    labels = dataclasses.replace(make_labels(np.random.default_rng(2).normal(size=(3, 5))), fixed_temperature=4.0)
+    logits = torch.from_numpy(np.random.default_rng(3).normal(size=(3, 5)))
+    averaged = torch.from_numpy(np.exp(labels.log_probabilities.astype(np.float64)))
+    averaged /= averaged.sum(dim=1, keepdim=True)
+    expected = -(averaged * torch.log_softmax(logits / 4, dim=1)).sum(dim=1).mean()
+    assert torch.allclose(soft_cross_entropy(logits, labels, 4.0), expected, atol=1e-6)
+    with pytest.raises(TemperatureMismatch, match="averaged at temperature 4"):
+        kd_divergence(logits, labels, 2.0, t_squared=True)
