@@ -24,8 +24,8 @@ TEACHER_FEATURES: Mapping[str, tuple[int, ...]] = {
 STUDENT_FEATURES: Mapping[str, tuple[int, ...]] = {"stage1": (6, 8, 8), "stage2": (10, 4, 4), "stage3": (12, 2, 2)}
 TAPS = ("act", "block")
 """The stages of tests.tiny_teacher's net: 8 x 16 x 16 and 16 x 8 x 8."""
-REDUCTIONS: tuple[str, ...] = ()
-"""What its graph reduces besides, where it is exported with taps."""
+REDUCTIONS = ("act@attention", "block@4x4", "block@attention4x4")
+"""What its graph reduces besides, to the sizes of TinyStudent, where it is exported with taps."""
 
 
 def make_card(
@@ -54,12 +54,11 @@ def make_card(
 
 def make_output_card(name: str, shape: Sequence[int], **fields: object) -> OutputCard:
     """A map, tokens or a vector by its number of axes; a name "tap@4x4" or "tap@attention" is a reduction."""
-    layout = {1: "vector", 2: "tokens", 3: "map"}[len(shape)]
     tap, at, how = name.partition("@")
     if at:
         fields = {"of": tap, "reduction": "attention" if how.startswith("attention") else "pool", **fields}
-    known = {key: value for key, value in fields.items() if key in OutputCard.__dataclass_fields__}
-    return OutputCard(name=name, shape=tuple(shape), layout=layout, **known)  # type: ignore[arg-type]
+    fields = {"layout": {1: "vector", 2: "tokens", 3: "map"}[len(shape)], **fields}
+    return OutputCard(name=name, shape=tuple(shape), **fields)  # type: ignore[arg-type]
 
 
 def make_head(card: TeacherCard, seed: int = 7) -> TeacherHead:
@@ -160,12 +159,12 @@ def make_outputs(
 
 
 class TinyStudent(nn.Module):
-    """Two stages without batch normalisation, so that two processes can equal one: 6 x 16 x 16 and 12 x 8 x 8."""
+    """Two stages without batch normalisation, so that two processes can equal one: 6 x 16 x 16 and 12 x 4 x 4."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stage1 = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
-        self.stage2 = nn.Sequential(nn.Conv2d(6, 12, 3, stride=2, padding=1), nn.ReLU())
+        self.stage2 = nn.Sequential(nn.Conv2d(6, 12, 3, stride=4, padding=1), nn.ReLU())
         self.head = nn.Linear(12, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def pixels():
 
 def test_shapes_and_parameters_of_each_tap():
     shape = TappedStudent(tiny_student(), STUDENT_TAPS).measure(32, 32)
-    assert shape.features == {"stage1": (6, 16, 16), "stage2": (12, 8, 8)}
+    assert shape.features == {"stage1": (6, 16, 16), "stage2": (12, 4, 4)}
     assert shape.parameters["stage1"] == {"stage1.0.weight", "stage1.0.bias"}
     assert shape.parameters["stage2"] == shape.parameters["stage1"] | {"stage2.0.weight", "stage2.0.bias"}
     assert shape.parameters["embedding"] == shape.parameters["stage2"]
