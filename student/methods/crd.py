@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacherfarm.protos.teacher_card import EMBEDDING
+from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.methods.across_ranks import gather_rows
 from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
 from teacherfarm.student.methods.embedding_memory import EmbeddingMemory, draw_other_classes
 from teacherfarm.student.methods.heads import need_embedding, need_student_embedding
@@ -112,13 +114,17 @@ class CRD(Method):
 
     def _contrast(self, memory: EmbeddingMemory, vectors: Tensor, compared: Tensor, weight: Tensor) -> Tensor:
         """The loss of each crop [N]: the first of what it is compared with is itself, the others are noise."""
-        exponentials = memory.exponentials(vectors, compared, self.settings.contrast_temperature)
-        normaliser = self._normaliser(memory, exponentials.detach(), weight)
-        probability = exponentials / normaliser
-        noise = self.settings.negatives / self.setup.num_samples
-        own, others = probability[:, 0], probability[:, 1:]
-        right = (own / (own + noise + NEVER_ZERO)).log()
-        return -right - (noise / (others + noise + NEVER_ZERO)).log().sum(dim=1)
+        # The slope is taken at once: when the gradient comes back, the memory has moved.
+        place = vectors.detach().requires_grad_(True)
+        with torch.enable_grad():
+            exponentials = memory.exponentials(place, compared, self.settings.contrast_temperature)
+            probability = exponentials / self._normaliser(memory, exponentials.detach(), weight)
+            noise = self.settings.negatives / self.setup.num_samples
+            own, others = probability[:, 0], probability[:, 1:]
+            right = (own / (own + noise + NEVER_ZERO)).log()
+            error = -right - (noise / (others + noise + NEVER_ZERO)).log().sum(dim=1)
+            (slope,) = torch.autograd.grad(error.sum(), place)
+        return error.detach() + ((vectors - place.detach()) * slope).sum(dim=1)
 
     def _normaliser(self, memory: EmbeddingMemory, exponentials: Tensor, weight: Tensor) -> Tensor:
         """The memory's, which the first batch that has answers fixes: the mean over it, times the number of images."""

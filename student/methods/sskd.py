@@ -4,6 +4,7 @@ alone learns the data's labels (Gao et al., arXiv 1812.01819).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class SSKD(Method):
         stages = _stages(setup)
         head = settings.head_epochs or setup.epochs // (len(stages) + 1)
         ends = [(number * (setup.epochs - head)) // len(stages) for number in range(len(stages) + 1)]
-        if head < 1 or any(end <= begin for begin, end in zip(ends, ends[1:], strict=False)):
+        if head < 1 or any(end <= begin for begin, end in itertools.pairwise(ends)):
             raise MethodMismatch(
                 f"sskd trains {len(stages)} stages and the classifier, an epoch each at least: {setup.epochs} epochs "
                 f"with head_epochs={settings.head_epochs} are too few"

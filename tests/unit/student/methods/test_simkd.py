@@ -169,8 +169,8 @@ def test_the_finished_student_exports_to_onnx(tmp_path):
 
 
 def test_refuses_what_cannot_be_reused():
+    card = make_card(features={"layer3": (8, 4, 4)}, has_head=False, headless="it has two layers")
     with pytest.raises(MethodMismatch, match=r"reuses the teacher's classifier.*'teacher' has none.*two layers"):
-        card = make_card(features={"layer3": (8, 4, 4)}, has_head=False, headless="it has two layers")
         SimKD.asks(SimKDSettings(), make_setup(card))
     with pytest.raises(MethodMismatch, match=r"takes \[24\] values and is offered 8"):
         SimKD.asks(SimKDSettings(), make_setup(make_card(features={"embedding": (24,), "layer3": (8, 4, 4)})))
