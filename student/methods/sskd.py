@@ -5,7 +5,7 @@ alone learns the data's labels (Gao et al., arXiv 1812.01819).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,11 @@ class SSKD(Method):
         for field, known in (("adapter", ("where-needed", "always")), ("error", ("mean", "sum"))):
             if getattr(settings, field) not in known:
                 raise ValueError(f"sskd: {field} is one of {', '.join(known)}, got {getattr(settings, field)!r}")
-        return Asks(spec=LabelSpec(outputs=(_stages(setup)[0].teacher.output,)))
+        stages = _stages(setup)
+        if setup.student.parameters:
+            for phase in range(len(stages) + 1):
+                _trained(setup, stages, phase)
+        return Asks(spec=LabelSpec(outputs=(stages[0].teacher.output,)))
 
     @classmethod
     def phases(cls, settings: SSKDSettings, setup: Setup) -> tuple[Phase, ...]:
@@ -97,7 +101,7 @@ class SSKD(Method):
     def enter(self, phase: int, student: nn.Module) -> None:
         self.phase = phase
         if self.setup.student.parameters:
-            train_only(student, self._trained(phase))
+            train_only(student, _trained(self.setup, self.stages, phase))
         for number, adapter in enumerate(self.adapters):
             adapter.requires_grad_(number == phase)
 
@@ -115,19 +119,18 @@ class SSKD(Method):
             error = squares.mean(dim=1) if self.settings.error == "mean" else squares.sum(dim=1)
             return {"map": weighted_mean(error, step, guess)}
 
-    def _trained(self, phase: int) -> Collection[str]:
-        """Which of the student's parameters a phase trains: those that no earlier one did."""
-        behind = self.setup.student.parameters
-        finished = frozenset[str]().union(*(behind[stage.tap] for stage in self.stages[:phase]))
-        if phase == len(self.stages):
-            return behind[""] - finished
-        tap = self.stages[phase].tap
-        if not behind[tap] - finished:
-            raise MethodMismatch(
-                f"sskd: stage {tap!r} of the student has no parameters that earlier stages have not: name its stages "
-                "from the first to the last with --student-taps"
-            )
-        return behind[tap] - finished
+
+def _trained(setup: Setup, stages: Sequence[_Stage], phase: int) -> frozenset[str]:
+    """Which of the student's parameters a phase trains: those that no earlier one did."""
+    behind = setup.student.parameters
+    finished = frozenset[str]().union(*(behind[stage.tap] for stage in stages[:phase]))
+    tap = stages[phase].tap if phase < len(stages) else ""
+    if not behind[tap] - finished:
+        raise MethodMismatch(
+            f"sskd: {f'stage {tap!r}' if tap else 'the classifier'} of the student has no parameters that earlier "
+            "stages have not: name its stages from the first to the last with --student-taps"
+        )
+    return behind[tap] - finished
 
 
 def _stages(setup: Setup) -> list[_Stage]:
