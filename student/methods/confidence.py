@@ -24,7 +24,7 @@ def confidence(labels: SoftLabels, targets: Tensor, reading: Reading, temperatur
     like = torch.empty(0, device=targets.device)
     log_p = beside(labels.log_probabilities, like)
     if not labels.is_top_k:
-        p = functional.softmax(log_p / temperature, dim=1)
+        p = functional.softmax(log_p / labels.divisor(temperature), dim=1)
         return p.amax(dim=1) if reading == "max" else p.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
     p = log_p.exp()
     if reading == "max":

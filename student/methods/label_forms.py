@@ -74,7 +74,7 @@ class LabelForm:
             records["log_probabilities"] = labels.log_probabilities[:, : self.top_k]
         else:
             records["classes"], records["log_probabilities"] = top_k(
-                labels.log_probabilities, self.top_k, self.temperature
+                labels.log_probabilities, self.top_k, labels.divisor(self.temperature)
             )
         return SoftLabels.from_records(records, self.spec, card, labels.weight)
 

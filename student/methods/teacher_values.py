@@ -23,7 +23,8 @@ def feature(step: Step, name: str, like: Tensor) -> Tensor:
 
 
 def log_probabilities(step: Step, like: Tensor) -> Tensor:
-    """The teacher's log-probabilities [N, C] at temperature 1; they serve as its logits.
+    """The teacher's log-probabilities [N, C] at temperature 1; they serve as its logits. An ensemble's are scaled
+    to give its distribution when divided by its temperature, the only one that they are good for.
 
     ``like``: the student's logits. Raises MethodMismatch for top-k labels and for other classes than the student's.
     """
@@ -39,7 +40,7 @@ def log_probabilities(step: Step, like: Tensor) -> Tensor:
             f"the student's logits are {list(like.shape)} for {len(labels)} labels of {labels.num_classes} classes: "
             "each crop needs a row and each of the teacher's classes a logit, in its order"
         )
-    return beside(labels.log_probabilities, like)
+    return beside(labels.log_probabilities, like) * (labels.fixed_temperature or 1.0)
 
 
 def crop_weights(step: Step, like: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -57,3 +59,11 @@ def test_without_a_teacher_every_crop_counts():
     step = make_step(3, CARD, None)
     np.testing.assert_array_equal(crop_weights(step, torch.zeros(3, dtype=torch.float64)), np.ones(3))
     assert weighted_mean(torch.tensor([1.0, 7.0, 4.0]), step, torch.zeros(3)) == 4.0
+
+
+def test_an_ensembles_distribution_comes_back_at_its_temperature():
+    step = make_step(N, CARD, SPEC, SEED)
+    probabilities = step.labels.probabilities()
+    step = dataclasses.replace(step, labels=dataclasses.replace(step.labels, fixed_temperature=4.0))
+    values = log_probabilities(step, make_outputs(SETUP, N).logits)
+    np.testing.assert_allclose(torch.softmax(values / 4, dim=1), probabilities, atol=1e-6)
