@@ -5,7 +5,6 @@ Rows are reached by row group, and a few of those stay in memory: fine in order,
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -15,12 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.crops.sample_names import NO_TARGET, name_array, text, without_ending
+from teacherfarm.crops.hub_columns import (
+    class_names,
+    hub_features,
+    image_bytes,
+    image_column,
+    label_column,
+    row_names,
+)
+from teacherfarm.crops.sample_names import NO_TARGET, text
 from teacherfarm.crops.sample_readers import file_stamp
 from teacherfarm.protos.faults import BadDataSet, UnreadableImage
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "target", "cls", "class", "fine_label")
 GROUPS_KEPT = 4
 
 
@@ -43,11 +48,11 @@ class ParquetSamples:
         for number, file in enumerate(self.files):
             opened = _open(file)
             schema = opened.schema_arrow
-            features = _hub_features(schema)
-            image, label = _image_column(schema, features, file), _label_column(schema, features)
+            features = hub_features(schema)
+            image, label = image_column(schema, features, file), label_column(schema, features)
             if number == 0:
                 self.image_column, self.label_column = image, label
-                self.classes = tuple((features.get(label or "") or {}).get("names") or ())
+                self.classes = class_names(features, label)
             elif (image, label) != (self.image_column, self.label_column):
                 raise BadDataSet(f"{file} has columns {image!r}, {label!r}, {self.files[0]} {self.image_column!r}, ...")
             rows = opened.metadata.num_rows
@@ -59,10 +64,7 @@ class ParquetSamples:
         if not paths:
             raise BadDataSet(f"no rows in {where}")
         self._firsts, self._groups = np.array(firsts, np.int64), np.array(groups, np.int64)
-        named = [without_ending(path) for path in paths if path]
-        if len(named) != len(paths) or len(set(named)) != len(named):
-            named = [str(row) for row in range(len(paths))]
-        self.names = name_array(named)
+        self.names = row_names(paths)
         self.targets: NDArray[np.int64] = np.array([NO_TARGET if t is None else t for t in targets], np.int64)
         self._reset()
 
@@ -94,8 +96,8 @@ class ParquetSamples:
         except Exception as error:
             file = self.files[int(self._groups[group, 0])]
             raise UnreadableImage(f"cannot read {self.name(index)}: {error} ({file})") from error
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes) or not data:
+        data = image_bytes(value)
+        if data is None:
             raise UnreadableImage(f"cannot read {self.name(index)}: row {index} of {self.where} holds no image bytes")
         return data
 
@@ -140,44 +142,6 @@ def _open(file: str) -> Any:
         return parquet.ParquetFile(file)
     except Exception as error:
         raise BadDataSet(f"{file} cannot be read as a Parquet file ({error})") from error
-
-
-def _hub_features(schema: Any) -> dict[str, Any]:
-    """What the hub's ``datasets`` wrote about the columns; empty where it did not."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
-def _image_column(schema: Any, features: dict[str, Any], file: str) -> str:
-    import pyarrow
-
-    def holds_images(name: str) -> bool:
-        kind = schema.field(name).type
-        if pyarrow.types.is_struct(kind):
-            return bool(kind.get_field_index("bytes") >= 0)
-        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
-
-    declared = [name for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "Image"]
-    for name in [*declared, *IMAGE_COLUMNS, *schema.names]:
-        if name in schema.names and holds_images(name):
-            return str(name)
-    raise BadDataSet(
-        f"{file} has no column of images: expected binary, or a struct with 'bytes', for example one called 'image'; "
-        f"it has {', '.join(schema.names)}"
-    )
-
-
-def _label_column(schema: Any, features: dict[str, Any]) -> str | None:
-    import pyarrow
-
-    declared = [name for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"]
-    for name in [*declared, *LABEL_COLUMNS]:
-        if name in schema.names and pyarrow.types.is_integer(schema.field(name).type):
-            return str(name)
-    return None
 
 
 def _paths(opened: Any, schema: Any, image: str) -> list[str | None] | None:

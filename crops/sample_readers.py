@@ -1,4 +1,5 @@
-"""Encoded images by number, whatever holds them: a folder of class folders, WebDataset tar files, Parquet files.
+"""Encoded images by number, whatever holds them: a folder of class folders, WebDataset tar files, Parquet or Arrow
+files, CIFAR's Python archives.
 
 The same images have the same names in each of them. Decodes nothing.
 """
@@ -31,7 +32,7 @@ class SampleReader(Protocol):
     where: str
     """The data set in words, for messages."""
     container: str
-    """``folder``, ``tar`` or ``parquet``."""
+    """``folder``, ``tar``, ``parquet``, ``arrow`` or ``cifar``."""
     names: NDArray[np.bytes_]
     targets: NDArray[np.int64]
     """Class numbers; -1 where none is known."""
@@ -58,22 +59,28 @@ class SampleReader(Protocol):
 def open_samples(path: Location) -> SampleReader:
     """The samples of a data set; a large tar file is read through once to find what lies where.
 
-    ``path``: a folder with one folder per class; ``*.tar`` files; ``*.parquet`` files or a folder of them. Files may
-    be given as a list, by wildcards (``train-*.tar``) or by braces (``train-{000..146}.tar``). Raises BadDataSet.
+    ``path``: a folder with one folder per class; ``*.tar`` files; ``*.parquet`` files or a folder of them; a folder
+    that Hugging Face's ``save_to_disk`` wrote; a folder of CIFAR-10 or -100 (its training images) or some of its batch
+    files. Files may be given as a list, by wildcards (``train-*.tar``) or by braces (``train-{000..146}.tar``).
+    Raises BadDataSet.
     """
+    from teacherfarm.crops.cifar_samples import CIFAR_FOLDERS, CifarSamples, cifar_location
     from teacherfarm.crops.folder_samples import FolderSamples
 
     if isinstance(path, (str, Path)) and os.path.isdir(path):
         files = _files_in(os.fspath(path))
         if not files:
-            return FolderSamples(path)
+            cifar = cifar_location(path, "train")
+            if cifar is None:
+                return FolderSamples(path)
+            files = expand(cifar)
     else:
         files = expand(path)
     for file in files:
         if not os.path.isfile(file):
             raise BadDataSet(
-                f"no data set at {file!r}: expected a folder with one folder per class, WebDataset .tar files, or "
-                "Parquet files (or a folder of them)"
+                f"no data set at {file!r}: expected a folder with one folder per class, WebDataset .tar files, "
+                f"Parquet or Arrow files (or a folder of them), or {' or '.join(CIFAR_FOLDERS)}"
             )
     endings = {_ending(file) for file in files}
     where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
@@ -85,9 +92,17 @@ def open_samples(path: Location) -> SampleReader:
         from teacherfarm.crops.parquet_samples import ParquetSamples
 
         return ParquetSamples(files, where=where)
+    if endings == {".arrow"}:
+        from teacherfarm.crops.arrow_samples import ArrowSamples
+
+        return ArrowSamples(files, where=where)
+    if endings == {""}:
+        return CifarSamples(files, where=where)
     if any(ending in (".tgz", ".gz", ".zst", ".bz2", ".xz") for ending in endings):
         raise BadDataSet(f"{where} is compressed, so no sample in it can be reached by itself: unpack it to a .tar")
-    raise BadDataSet(f"{where}: files of a data set end in .tar or in .parquet, all alike; got {sorted(endings)}")
+    raise BadDataSet(
+        f"{where}: files of a data set end in .tar, .parquet or .arrow, all alike; got {', '.join(sorted(endings))}"
+    )
 
 
 def expand(path: Location) -> list[str]:
@@ -125,10 +140,11 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def _files_in(folder: str) -> list[str]:
-    """The files of a folder that holds tar or Parquet files ; also in its ``data``, as the hub has them."""
-    for ending in (".parquet", ".tar"):
+    """The files of a folder that holds tar, Parquet or Arrow files; also in its ``data``, as the hub has them."""
+    for ending in (".parquet", ".tar", ".arrow"):
         for place in (folder, os.path.join(folder, "data")):
             files = sorted(glob.glob(os.path.join(glob.escape(place), f"*{ending}")))
+            files = [file for file in files if not os.path.basename(file).startswith("cache-")]  # of computed columns
             if files:
                 return files
     return []

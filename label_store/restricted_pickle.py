@@ -26,7 +26,7 @@ from teacherfarm.label_store.pickle_values import (
 from teacherfarm.protos.faults import BadLabelFile, UnsafeLabelFile
 
 MAX_INSTRUCTIONS = 20_000
-"""FKD's files have about a hundred."""
+"""FKD's files of labels have about a hundred."""
 
 MAX_AXES = 8
 
@@ -35,13 +35,14 @@ _MARK = object()
 _HOOKS = object()
 
 
-def read_pickle(data: bytes, start: int, name: str) -> tuple[object, int]:
+def read_pickle(data: bytes, start: int, name: str, *, most: int = MAX_INSTRUCTIONS) -> tuple[object, int]:
     """The value of the pickle that begins at ``start``, and where it ends; ``name`` is used in faults.
 
-    Values are numbers, strings, bytes, lists, tuples, dicts, :class:`PickledArray`, :class:`PickledTensor`.
+    Values are numbers, strings, bytes, lists, tuples, dicts, :class:`PickledArray`, :class:`PickledTensor`; a string
+    that Python 2 wrote is bytes. ``most``: instructions.
     Raises UnsafeLabelFile for anything else that a pickle asks for, BadLabelFile for one that is damaged.
     """
-    machine = _Machine(data, start, name)
+    machine = _Machine(data, start, name, most)
     try:
         return machine.run(), machine.position
     except BadLabelFile:
@@ -54,17 +55,18 @@ def read_pickle(data: bytes, start: int, name: str) -> tuple[object, int]:
 
 
 class _Machine:
-    def __init__(self, data: bytes, start: int, name: str) -> None:
+    def __init__(self, data: bytes, start: int, name: str, most: int) -> None:
         self.data = data
         self.position = start
         self.name = name
+        self.most = most
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         # Each byte of a file becomes one byte of content at most: whoever encodes a string twice uses it up.
         self.bytes_left = len(data) - start
 
     def run(self) -> object:
-        for _ in range(MAX_INSTRUCTIONS):
+        for _ in range(self.most):
             code = self.data[self.position]
             self.position += 1
             if code == 0x2E:  # STOP
@@ -72,13 +74,13 @@ class _Machine:
                 return value
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
-                self.refuse(f"uses the pickle instruction {bytes([code])!r}, which label files have no use for")
+                self.refuse(f"uses the pickle instruction {bytes([code])!r}, which files of arrays have no use for")
             instruction(self)
-        return self.refuse(f"has more than {MAX_INSTRUCTIONS} pickle instructions")
+        return self.refuse(f"has more than {self.most} pickle instructions")
 
     def refuse(self, what: str) -> NoReturn:
         raise UnsafeLabelFile(
-            f"{self.name} {what}. A label file holds arrays and numbers only, so this one is not read; it may have "
+            f"{self.name} {what}. Such a file holds arrays and numbers only, so this one is not read; it may have "
             "been made to run a program on your machine: ask whoever gave it to you"
         )
 
@@ -137,6 +139,9 @@ class _Machine:
                 self.stack.append(_HOOKS)
             case "array", (Global("ndarray"), (0,), b"b"):
                 self.stack.append(PickledArray())
+            case "dtype", (bytes(code), *rest):
+                self.stack += [made_by, (_text(code), *rest)]
+                self.reduce()
             case "dtype", (str(code), int(), int()) if _ELEMENT.fullmatch(code):
                 self.stack.append(NumberType(code[-2:], code[0] == ">"))
             case "dtype", (str(code), *_):
@@ -153,8 +158,17 @@ class _Machine:
     def build(self) -> None:
         state = self.stack.pop()
         match self.stack[-1], state:
-            case NumberType() as number_type, (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
-                number_type.big_endian = order == ">"
+            case NumberType() as number_type, (int(), str() | bytes() as order, None, None, None, *_) if order in (
+                "<",
+                ">",
+                "|",
+                "=",
+                b"<",
+                b">",
+                b"|",
+                b"=",
+            ):
+                number_type.big_endian = order in (">", b">")
             case PickledArray(array=None) as whole, (1, tuple(shape), NumberType() as kind, bool(fortran), bytes(raw)):
                 whole.array = _array(raw, kind, shape, fortran)
             case thing, _:
@@ -176,7 +190,7 @@ class _Machine:
             self.refuse(f"sets items of a {type(target).__name__}")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             # Hashing nested tuples can take for ever.
-            if not isinstance(key, (str, int)):
+            if not isinstance(key, (str, bytes, int)):
                 self.refuse(f"has a {type(key).__name__} as a key")
             target[key] = value
 
@@ -242,6 +256,8 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
     0x58: _counted(4, _text),
     0x8C: _counted(1, _text),
     0x8D: _counted(8, _text),
+    0x54: _counted(4, bytes),  # BINSTRING
+    0x55: _counted(1, bytes),
     0x42: _counted(4, bytes),
     0x43: _counted(1, bytes),
     0x8E: _counted(8, bytes),

@@ -5,7 +5,7 @@ Hands out encoded images undecoded where it can, so that they are decoded once f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.cutting import decode, image_pixels, image_size
 from teacherfarm.crops.folder_samples import folder_sample_name, read_file
+from teacherfarm.crops.hub_columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from teacherfarm.crops.sample_readers import Location, SampleReader, open_samples
 from teacherfarm.protos.faults import UnreadableImage
 from teacherfarm.student.losses import NO_TARGET
@@ -109,7 +110,8 @@ class SampleImages:
 
 
 class DatasetImages:
-    """Any sequence of (image, target), or of images alone; names are the indices.
+    """Any sequence of (image, target), of images alone, or of dicts with such columns, as Hugging Face's data sets
+    are; names are the indices.
 
     An image is a Pillow image, a uint8 array [H, W, 3] or [H, W], encoded bytes or a path.
     """
@@ -132,7 +134,10 @@ class DatasetImages:
         except OSError as error:
             # Pillow's complaints about an image are OSErrors too.
             raise UnreadableImage(f"cannot read image {index} of {type(self.dataset).__name__}: {error}") from error
-        image, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if isinstance(item, Mapping):
+            image, target = _column(item, IMAGE_COLUMNS, index), _column(item, LABEL_COLUMNS, index)
+        else:
+            image, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         return SourceImage(content=_content(image, index), target=_class_number(target, index))
 
 
@@ -198,6 +203,14 @@ def image_source(
             f"{type(images).__name__}"
         )
     return DatasetImages(images)  # type: ignore[arg-type]
+
+
+def _column(row: Mapping[str, Any], names: Sequence[str], index: int) -> Any:
+    """The first of these columns that a row has. A row without an image is refused, one without a target is not."""
+    found = next((name for name in names if name in row), None)
+    if found is None and names is IMAGE_COLUMNS:
+        raise ValueError(f"image {index} has columns {', '.join(map(str, row))}; expected one of {', '.join(names)}")
+    return None if found is None else row[found]
 
 
 def _content(image: Any, index: int) -> bytes | NDArray[np.uint8]:

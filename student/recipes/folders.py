@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from teacherfarm.crops.cifar_samples import cifar_location
 from teacherfarm.crops.sample_readers import SampleReader, expand, open_samples
 from teacherfarm.protos.faults import BadDataSet
 
@@ -39,11 +40,13 @@ def training_images(data: str, name: str = "train") -> str:
 
 def _holds_samples(folder: str) -> bool:
     with os.scandir(folder) as entries:
-        return any(entry.is_dir() or entry.name.endswith((".tar", ".parquet")) for entry in entries)
+        return any(entry.is_dir() or entry.name.endswith((".tar", ".parquet", ".arrow")) for entry in entries)
 
 
 def samples_location(data: Path, name: str) -> str | None:
-    """The folder DATA/name, or the tar or Parquet files that are called so; None where there are neither."""
+    """The folder DATA/name, or the tar, Parquet or CIFAR files that are called so; None where there are none."""
+    if cifar := cifar_location(data, name):
+        return cifar
     for place in PLACES:
         location = os.path.join(data, place.format(name))
         try:

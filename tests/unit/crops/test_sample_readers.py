@@ -55,6 +55,15 @@ def write_parquet(path, rows, metadata=None, **options):
     return path
 
 
+def write_arrow(path, rows, *, rows_at_once=2, open_writer=pyarrow.ipc.new_stream):
+    """As Hugging Face's save_to_disk: a stream of a few rows at a time."""
+    path.parent.mkdir(exist_ok=True)
+    table = pyarrow.Table.from_pylist(rows)
+    with open_writer(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_at_once)
+    return path
+
+
 def rows_of(files=FILES):
     classes = sorted({name.split("/")[0] for name in files})
     return [
@@ -75,6 +84,15 @@ CONTAINERS = {
         write_parquet(root / "data" / "train-00000-of-00002.parquet", rows_of()[:1]),
         write_parquet(root / "data" / "train-00001-of-00002.parquet", rows_of()[1:], row_group_size=1),
         root,
+    )[-1],
+    "Arrow with a table of contents": lambda root: write_arrow(
+        root / "x.arrow", rows_of(), open_writer=pyarrow.ipc.new_file
+    ),
+    "a folder that save_to_disk wrote": lambda root: (
+        write_arrow(root / "saved" / "data-00000-of-00002.arrow", rows_of()[:3]),
+        write_arrow(root / "saved" / "data-00001-of-00002.arrow", rows_of()[3:]),
+        (root / "saved" / "cache-1234.arrow").write_bytes(b"computed"),
+        root / "saved",
     )[-1],
 }
 
@@ -152,7 +170,8 @@ def test_the_hubs_features_name_the_columns(tmp_path):
         ({"x.tar": b"no tar at all" * 100}, "x.tar", "cannot be read as an uncompressed tar"),
         ({"x.tar.gz": b"?"}, "x.tar.gz", "is compressed.*unpack"),
         ({"x.parquet": b"PAR1"}, "x.parquet", "cannot be read as a Parquet file"),
-        ({"x.zip": b"?"}, "x.zip", r"end in \.tar or in \.parquet"),
+        ({"x.arrow": b"?"}, "x.arrow", "cannot be read as an Arrow file"),
+        ({"x.zip": b"?"}, "x.zip", r"end in \.tar, \.parquet or \.arrow, .*got \.zip"),
         ({}, "t-*.tar", "no file matches"),
         ({"train-0-of-1.parquet": b"", "test-0-of-1.parquet": b""}, "", r"several splits \(test, train\)"),
     ],

@@ -171,6 +171,8 @@ def test_any_sequence_of_images_will_do(folder, tmp_path):
         (png, np.int64(5)),
         (tmp_path / "one.png", 5),
         (str(tmp_path / "one.png"), 5),
+        {"image": Image.fromarray(pixels), "label": 5},
+        {"name": "as CIFAR's columns", "fine_label": 5, "img": png},
     ]
     # Boxes depend on the name, here the index: each kind stands at the same one.
     items = [CropDataset([kind], teacher_rendering=TEACHER)[0] for kind in kinds]
@@ -188,6 +190,7 @@ def test_any_sequence_of_images_will_do(folder, tmp_path):
         ((torch.zeros(3, 8, 8), 0), r"Tensor of torch.float32 \[3, 8, 8\].*student_transform"),
         ((np.zeros((8, 8, 3), np.float32), 0), r"ndarray of float32 \[8, 8, 3\]"),
         ((picture(0), "cat"), "class number"),
+        ({"photo": picture(0)}, "columns photo; expected one of image, img"),
     ],
 )
 def test_what_is_no_image_is_refused_with_advice(item, words):

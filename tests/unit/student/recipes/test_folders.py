@@ -2,10 +2,12 @@
 
 import argparse
 
+import numpy as np
 import pytest
 
 from teacherfarm.student.recipes import dataset_command
-from teacherfarm.student.recipes.folders import training_images
+from teacherfarm.student.recipes.folders import find_samples, training_images
+from tests.cifar_archives import write_cifar10
 from tests.unit.student.image_folders import write_images
 
 
@@ -15,6 +17,14 @@ def test_a_folder_that_holds_train_means_its_training_images(tmp_path):
     assert training_images(str(tmp_path)) == str(tmp_path / "train")
     assert training_images(str(tmp_path), "val") == str(tmp_path / "val")
     assert training_images(str(tmp_path / "train")) == str(tmp_path / "train")
+
+
+@pytest.mark.parametrize("data", [".", "cifar-10-batches-py"])
+def test_cifars_archive_has_training_and_validation_images(tmp_path, data):
+    write_cifar10(tmp_path, np.zeros((6, 32, 32, 3), np.uint8), [0, 1, 2, 3, 4, 5], per_batch=1)
+    assert len(find_samples(tmp_path / data, "train", "--train-folder")) == 5
+    assert find_samples(tmp_path / data, "val", "--val-folder").name(0) == "dog/dog_s_000005"
+    assert training_images(str(tmp_path / data)).endswith("data_batch_{1..5}")
 
 
 def test_a_class_may_be_called_train(tmp_path):
