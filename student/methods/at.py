@@ -90,12 +90,11 @@ def attention_pairs(setup: Setup) -> list[AttentionPair]:
 def _pair(setup: Setup, tap: str, shape: tuple[int, ...], stage: str) -> AttentionPair:
     _, height, width = shape
     known, whole = outputs_by_name(setup.card), find_map(setup, stage)
-    smaller = whole is not None and (whole.shape[1] > height or whole.shape[2] > width)
     if whole is not None:
         height, width = min(height, whole.shape[1]), min(width, whole.shape[2])
-    # The attention of the whole map is not that of the averaged one.
-    names = [f"{stage}@attention{height}x{width}"] + ([] if smaller else [f"{stage}@attention"])
+    names = f"{stage}@attention{height}x{width}", f"{stage}@attention"
     for name in names:
+        # The attention of the whole map is not that of the averaged one.
         if name in known and known[name].shape == (height * width,):
             return AttentionPair(tap=tap, output=name, height=height, width=width)
     if whole is None and f"{stage}@{height}x{width}" not in known:

@@ -51,9 +51,9 @@ class SP(Method):
         with torch.autocast(maps.device.type, enabled=False):
             rows = wide(maps).flatten(1)
             weight = crop_weights(step, rows)
-            everybody = gather_rows(weight)
             difference = _similarity(rows, weight) - _similarity(self.teacher.take(step, rows).flatten(1), weight)
-            per_crop = (difference.square() * everybody).sum(dim=1) / everybody.sum().clamp(min=1e-12)
+            num_labels = gather_rows(weight).sum().clamp(min=1)
+            per_crop = difference.square().sum(dim=1) / num_labels
             similarity = weighted_mean(per_crop, step, rows)
         return {
             "similarity": self.settings.similarity_weight * similarity,

@@ -81,6 +81,12 @@ def test_which_of_the_students_vectors(vector: Any, embedding: int, output: int,
     assert ("ce" in parts) is not of_output
 
 
+def test_a_student_with_as_many_classes_as_the_vector_has_values_keeps_its_classes() -> None:
+    card = make_card(num_classes=6, features={"embedding": (6,)})
+    setup = make_setup(card, StudentShape(num_classes=6, embedding=5))
+    assert not Embedding(EmbeddingSettings(), setup).of_output
+
+
 def test_adapters() -> None:
     def adapter(kind: Any, taken: int) -> nn.Module:
         return Embedding(EmbeddingSettings(adapter=kind), setup_of(taken)).adapter

@@ -54,5 +54,5 @@ def test_what_was_not_exported_is_named_with_the_command_that_adds_it() -> None:
     assert pooled_map(setup, "layer1", 4, 4).output == "layer1@4x4"
     with pytest.raises(MethodMismatch, match=r"it has layer1@4x4\. .* --tap layer1@2x2$"):
         pooled_map(setup, "layer1", 2, 2)
-    with pytest.raises(MethodMismatch, match="--tap layer1$"):
+    with pytest.raises(MethodMismatch, match=r"--tap layer1$"):
         whole_map(setup, "layer1")

@@ -37,11 +37,32 @@ def away(kind: str, own: NDArray[Any], other: NDArray[Any]) -> float:
     return float(1 - (own * other).sum() / math.sqrt((own**2).sum() * (other**2).sum()))
 
 
+def patches_by_hand(
+    tokens: NDArray[Any], prefix: int, grid: tuple[int, int], to: tuple[int, int]
+) -> list[NDArray[Any]]:
+    """Averaged to a coarser grid, row by row."""
+    high, wide = grid[0] // to[0], grid[1] // to[1]
+    return [
+        np.mean(
+            [tokens[prefix + grid[1] * (high * row + y) + wide * column + x] for y in range(high) for x in range(wide)],
+            axis=0,
+        )
+        for row, column in np.ndindex(*to)
+    ]
+
+
 @pytest.mark.parametrize("kind", ["cosine", "mse"])
-def test_is_the_distance_of_patches_on_the_coarser_grid_and_of_the_class_tokens(kind: Any) -> None:
-    """A student of 1 + 2 x 2 tokens, a teacher of 2 + 4 x 4."""
-    setup = setup_of((5, 3), (18, 4), num_prefix_tokens=2, grid=(4, 4))
-    settings = TokensSettings(distance=kind)
+@pytest.mark.parametrize(
+    ("student_grid", "teacher_grid", "both"),
+    [((2, 2), (4, 4), (2, 2)), ((4, 4), (2, 2), (2, 2)), ((2, 4), (4, 2), (2, 2)), ((2, 3), (2, 3), (2, 3))],
+)
+def test_is_the_distance_of_patches_on_the_coarser_grid_and_of_the_class_tokens(
+    kind: Any, student_grid: Any, teacher_grid: Any, both: Any
+) -> None:
+    """The student has 2 tokens before its patches, the teacher 3."""
+    shapes = (2 + math.prod(student_grid), 3), (3 + math.prod(teacher_grid), 4)
+    setup = setup_of(*shapes, num_prefix_tokens=3, grid=teacher_grid)
+    settings = TokensSettings(distance=kind, student_grid=student_grid)
     method = Tokens(settings, setup).double()
     outputs, spec = make_outputs(setup, 2, dtype=torch.float64), Tokens.asks(settings, setup).spec
     assert spec is not None
@@ -54,10 +75,10 @@ def test_is_the_distance_of_patches_on_the_coarser_grid_and_of_the_class_tokens(
         step.labels.output("blocks.3").astype(np.float64),  # type: ignore[union-attr]
         strict=True,
     ):
-        for row in range(2):
-            for column in range(2):
-                four = [2 + 4 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
-                patches += away(kind, weight @ own[1 + 2 * row + column] + bias, other[four].mean(axis=0)) / 4
+        guesses = patches_by_hand(own, 2, student_grid, both)
+        truths = patches_by_hand(other, 3, teacher_grid, both)
+        for guess, truth in zip(guesses, truths, strict=True):
+            patches += away(kind, weight @ guess + bias, truth) / len(truths)
         prefix += away(kind, weight @ own[0] + bias, other[0])
     parts = method.loss(outputs, step)
     assert parts["patches"].item() == pytest.approx(patches / 2, rel=1e-8)

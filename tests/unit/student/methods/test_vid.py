@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from teacherfarm.student.methods.method import StudentShape
+from teacherfarm.student.methods.method import Setup, StudentShape
 from teacherfarm.student.methods.vid import VID, VIDSettings
 from tests.methods import make_card, make_outputs, make_setup, make_step
 from tests.unit.student.methods.by_gradient import gradient_is_right
@@ -15,9 +15,14 @@ from tests.unit.student.methods.by_gradient import gradient_is_right
 ALONE = VIDSettings(soft_weight=0.0)
 
 
-def small_setup(**card: tuple[int, ...]):  # type: ignore[no-untyped-def]
-    features = {"layer1": (4, 4, 4), "layer2": (5, 2, 2), **{name.replace("_", "@"): s for name, s in card.items()}}
-    student = StudentShape(num_classes=10, features={"stage1": (3, 4, 4), "stage2": (2, 1, 1)})
+def small_setup(**card: tuple[int, ...]) -> Setup:
+    features = {
+        "layer1": (4, 4, 4),
+        "layer2": (5, 2, 2),
+        "layer3": (4, 2, 2),
+        **{name.replace("_", "@"): s for name, s in card.items()},
+    }
+    student = StudentShape(num_classes=10, features={"stage1": (3, 4, 4), "stage2": (2, 1, 1), "stage3": (2, 4, 4)})
     return make_setup(make_card(features=features), student)
 
 
@@ -48,12 +53,14 @@ def test_is_the_gaussians_negative_log_likelihood_of_every_stage() -> None:
     step = make_step(3, setup.card, VID.asks(ALONE, setup).spec)
     expected = 0.0
     for tap, name, mean, raw in zip(
-        ("stage1", "stage2"), ("layer1", "layer2"), method.means, method.variances, strict=True
+        ("stage1", "stage2", "stage3"), ("layer1", "layer2", "layer3"), method.means, method.variances, strict=True
     ):
         teacher = step.labels.output(name).astype(np.float64)  # type: ignore[union-attr]
         maps = outputs.features[tap].detach().numpy()
         if name == "layer2":
             teacher = teacher.mean(axis=(2, 3), keepdims=True)
+        if tap == "stage3":
+            maps = maps.reshape(3, 2, 2, 2, 2, 2).mean(axis=(3, 5))
         weights = [mean[place].weight.detach().numpy()[:, :, 0, 0] for place in (0, 2, 4)]  # type: ignore[index]
         expected += by_hand(maps, teacher, weights, np.log1p(np.exp(raw.detach().numpy())) + 1e-5)
     assert method.loss(outputs, step)["information"].item() == pytest.approx(expected, rel=1e-7)
@@ -69,10 +76,10 @@ def test_begins_with_a_variance_of_five_and_regressors_as_wide_as_the_teacher() 
 
 def test_a_reduced_map_serves_where_the_student_is_smaller_and_is_the_same() -> None:
     whole, reduced = small_setup(), small_setup(layer2_1x1=(5, 1, 1))
-    assert VID.asks(ALONE, whole).spec.outputs == ("layer1", "layer2")  # type: ignore[union-attr]
+    assert VID.asks(ALONE, whole).spec.outputs == ("layer1", "layer2", "layer3")  # type: ignore[union-attr]
     spec = VID.asks(ALONE, reduced).spec
     assert spec is not None
-    assert spec.outputs == ("layer1", "layer2@1x1")
+    assert spec.outputs == ("layer1", "layer2@1x1", "layer3")
     outputs = make_outputs(whole, 3)
     steps = [make_step(3, reduced.card, asked) for asked in (VID.asks(ALONE, whole).spec, spec)]
     for one, other in [steps]:
