@@ -5,6 +5,7 @@ A crop's label is pooled from the map as ReLabel does: RoIAlign to one place, th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacherfarm.label_store.fkd_files import label_paths
 from teacherfarm.label_store.torch_files import read_arrays
 from teacherfarm.protos.faults import BadLabelFile
 from teacherfarm.protos.soft_label import log_softmax
@@ -32,7 +34,7 @@ class LabelMap:
         ReLabel's training hands (top, left) to RoIAlign as (x, y): the map's last axis runs down the image.
         ``upright``: the last axis runs across it instead, for maps that were made so.
         """
-        num, height, width = self.scores.shape
+        _, height, width = self.scores.shape
         starts, sizes = fractions[:, :2].astype(np.float32), fractions[:, 2:].astype(np.float32)
         # Both axes are scaled by the map's last, as ReLabel does; its maps are square.
         low = starts * np.float32(width) - np.float32(0.5)
@@ -40,11 +42,10 @@ class LabelMap:
         across, down = (1, 0) if upright else (0, 1)
         columns = axis_weights(low[:, across], high[:, across], width)
         rows = axis_weights(low[:, down], high[:, down], height)
-        dense = np.zeros((height * width, num_classes))
-        places = np.broadcast_to(np.arange(height * width).reshape(1, height, width), self.classes.shape)
-        dense[places.reshape(num, -1), self.classes.reshape(num, -1)] = self.scores.reshape(num, -1)
-        weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(rows), -1)
-        return log_softmax(weights @ dense)
+        weights = rows[:, None, :, None] * columns[:, None, None, :]
+        classes = np.arange(len(rows))[:, None, None, None] * num_classes + self.classes
+        pooled = np.bincount(classes.ravel(), (weights * self.scores).ravel(), len(rows) * num_classes)
+        return log_softmax(pooled.reshape(len(rows), num_classes))
 
 
 def read_label_map(path: str | Path, *, num_classes: int) -> LabelMap:
@@ -63,6 +64,17 @@ def read_label_map(path: str | Path, *, num_classes: int) -> LabelMap:
     if not ((classes >= 0) & (classes < num_classes) & (classes == np.floor(classes))).all():
         raise BadLabelFile(f"{path}: class numbers are whole and lie in 0..{num_classes - 1}; these do not")
     return LabelMap(scores=scores, classes=classes.astype(np.int64))
+
+
+def crop_fractions(boxes: NDArray[np.void], height: int, width: int) -> NDArray[np.float64]:
+    """``BOX`` records of an image as (top, left, height, width) in fractions of it [M, 4]."""
+    sides = (("top", height), ("left", width), ("height", height), ("width", width))
+    return np.stack([boxes[name] / side for name, side in sides], axis=-1)
+
+
+def label_map_paths(folder: str, names: Sequence[str]) -> list[str]:
+    """Where ReLabel keeps each sample's map: FOLDER/CLASS/IMAGE.pt. Raises ValueError where two would share one."""
+    return [f"{folder}/{path.removesuffix('.tar')}.pt" for path in label_paths(names)]
 
 
 def axis_weights(low: NDArray[np.float32], high: NDArray[np.float32], size: int) -> NDArray[np.float64]:

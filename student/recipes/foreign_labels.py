@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.crops.crop_plan import BOX, CropPlan
+from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.crops.sample_index import SampleIndex
 from teacherfarm.label_store.fkd_files import FkdForm, label_paths, read_fkd
-from teacherfarm.label_store.relabel_files import read_label_map
+from teacherfarm.label_store.relabel_files import crop_fractions, label_map_paths, read_label_map
 from teacherfarm.label_store.rounded_probabilities import log_probabilities
 from teacherfarm.label_store.tinyvit_files import KeyPlaces, find_epochs, read_epoch
 from teacherfarm.protos.faults import BadLabelFile, UnsafeLabelFile
@@ -137,7 +137,7 @@ class RelabelSource:
     ) -> None:
         self.index, self.plan, self.views, self.upright, self.threads = index, plan, views, upright, threads
         self.num_classes = card.num_classes
-        self.paths = [f"{folder}/{path.removesuffix('.tar')}.pt" for path in label_paths(_names(index))]
+        self.paths = label_map_paths(str(folder), _names(index))
         read_label_map(_first(self.paths, folder), num_classes=card.num_classes)
         self.spec = LabelSpec(outputs=(LABELS,), top_k=num_kept)
         self.total = len(index)
@@ -149,9 +149,7 @@ class RelabelSource:
         found = read_label_map(self.paths[row], num_classes=self.num_classes)
         height, width = int(self.index.heights[row]), int(self.index.widths[row])
         boxes = self.plan.boxes(self.index.numbers()[row], np.arange(self.views), height, width)
-        sides = (height, width, height, width)
-        fractions = np.stack([boxes[name] / side for name, side in zip(BOX.names or (), sides, strict=False)], axis=1)
-        logs = found.log_probabilities(fractions, self.num_classes, upright=self.upright)
+        logs = found.log_probabilities(crop_fractions(boxes, height, width), self.num_classes, upright=self.upright)
         if not self.spec.top_k:
             return dense_records(logs.astype(np.float16), dtype), None
         classes, values = top_k(logs, self.spec.top_k, 1.0)
