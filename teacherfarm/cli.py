@@ -42,18 +42,21 @@ shows where they came from.
 class Module(Protocol):
     """What the module of a sub-command offers."""
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def add_arguments(self, parser: argparse.ArgumentParser, *given: Sequence[str]) -> None: ...
     def main(self, options: argparse.Namespace) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A sub-command. ``extra``: which of the distribution's extras brings all that it needs."""
+    """A sub-command. ``extra``: which of the distribution's extras brings all that it needs. ``looks_ahead``: which
+    arguments it takes depends on those given (add_arguments is told them as well).
+    """
 
     name: str
     module: str
     extra: str
     about: str
+    looks_ahead: bool = False
 
 
 COMMANDS = (
@@ -97,7 +100,14 @@ COMMANDS = (
         name="distill",
         module="teacherfarm.student.recipes.distill_command",
         extra="student",
-        about="train a student on an image folder from soft labels",
+        about="train a student on an image folder, by a method of distillation",
+        looks_ahead=True,
+    ),
+    Command(
+        name="methods",
+        module="teacherfarm.student.recipes.methods_command",
+        extra="student",
+        about="list the methods of distillation: what each asks of the teacher, bytes per crop, settings",
     ),
     Command(
         name="dataset",
@@ -132,7 +142,7 @@ COMMANDS = (
 )
 
 
-def make_parser(chosen: str | None) -> argparse.ArgumentParser:
+def make_parser(chosen: str | None, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line with the arguments of the ``chosen`` sub-command; the others are names and one line
     each.
     """
@@ -151,7 +161,7 @@ def make_parser(chosen: str | None) -> argparse.ArgumentParser:
         # Not a second default: it would undo a --debug that stands before the sub-command's name.
         own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if command.name == chosen:
-            load(command).add_arguments(own)
+            load(command).add_arguments(own, *([arguments] if command.looks_ahead else []))
     return parser
 
 
@@ -173,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     debug = "--debug" in arguments or os.environ.get("TEACHERFARM_DEBUG", "") not in ("", "0")
     try:
-        parser = make_parser(command.name)
+        parser = make_parser(command.name, arguments)
         options = parser.parse_args(arguments)
         with nullcontext() if debug else warnings_in_one_line():
             return load(command).main(options)

@@ -1,5 +1,4 @@
-"""The reference trainer, to be read from top to bottom: teacherfarm distill DATA --teacher-address ... --out
-...
+"""The reference trainer, to be read from top to bottom: teacherfarm distill DATA --method ... --teacher-address ...
 
 Shows how the parts go together; each of them is meant to be used in a training loop of your own as well.
 """
@@ -8,21 +7,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
+from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.checkpoint import (
@@ -33,23 +30,28 @@ from teacherfarm.student.checkpoint import (
     read_progress,
     save_checkpoint,
 )
-from teacherfarm.student.evaluation import Evaluation, evaluate
 from teacherfarm.student.labelled_loader import LabelledLoader
-from teacherfarm.student.losses import kd_divergence, sigmoid_cross_entropy, soft_cross_entropy, with_hard_labels
+from teacherfarm.student.methods.method import Step
+from teacherfarm.student.methods.registry import find_method
 from teacherfarm.student.recipes.distill_command import add_arguments
 from teacherfarm.student.recipes.distill_data import DistillData
+from teacherfarm.student.recipes.distill_teachers import DistillTeachers
+from teacherfarm.student.recipes.finishing import Finishing
 from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.kept_labels import KeptLabels
+from teacherfarm.student.recipes.link_check import measure_link
+from teacherfarm.student.recipes.method_options import PREFIX, given_settings, make_settings
 from teacherfarm.student.recipes.pass_meter import STEPS_PER_READING, PassMeter
-from teacherfarm.student.recipes.passes import learning_rate, plan_passes
+from teacherfarm.student.recipes.passes import plan_phases
+from teacherfarm.student.recipes.phase_training import PhaseTraining
 from teacherfarm.student.recipes.ranks import Ranks, joined
+from teacherfarm.student.recipes.run_config import CONFIG_FILE, write_config
 from teacherfarm.student.recipes.run_log import PassRow, RunLog
-from teacherfarm.student.recipes.students import make_student
+from teacherfarm.student.recipes.trainee import Trainee, make_trainee
 from teacherfarm.student.settings import Timeouts
 
 STOPPED = 130
 GO_ON = "the same command with --resume goes on from there"
-AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(options: argparse.Namespace) -> int:
@@ -58,95 +60,124 @@ def main(options: argparse.Namespace) -> int:
     Mistakes and faults are raised.
     """
     with joined(options.device) as ranks:
-        kept = KeptLabels(options)
-        with contextlib.nullcontext() if not kept.asks else connect(kept.options) as teacher:
-            return distill(kept, ranks, teacher)
+        return distill(KeptLabels(options), ranks, functools.partial(connect, options))
 
 
-def connect(options: argparse.Namespace, *, digest: str = "", by_reference: ByReference | None = None) -> TeacherClient:
-    """The teacher's client; the first use connects."""
+def connect(
+    options: argparse.Namespace,
+    *,
+    spec: LabelSpec | None = None,
+    digest: str = "",
+    by_reference: ByReference | None = None,
+) -> TeacherClient:
+    """A client of the teacher; its first use connects."""
     return TeacherClient(
         options.teacher_address,
         options.teacher,
         api_key=options.api_key,
         digest=digest or options.digest,
-        spec=LabelSpec(top_k=options.top_k, temperature=options.temperature if options.top_k else 1.0),
+        spec=spec,
         timeouts=Timeouts(answer_s=options.answer_timeout),
         on_starved=options.on_starved,
         by_reference=by_reference,
     )
 
 
-def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> int:
-    """Train, evaluate, and write everything to ``options.out``; without a teacher, from kept labels alone."""
-    options, card, device = kept.options, kept.card(teacher), ranks.device
-    out = options.out
+def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
+    """Train, evaluate, and write everything to ``options.out``; from kept labels alone where they name no teacher.
+
+    ``connect``: see :func:`connect`, without the options.
+    """
+    options, device = kept.options, ranks.device
+    out: Path = options.out
     say: Callable[[str], None] = functools.partial(tqdm.write, file=sys.stdout) if ranks.first else lambda _: None
-
-    # The data, and where to begin.
-    data = DistillData(kept, card, ranks)
-    if teacher is not None and options.by_reference:
-        # Only its card told how crops are cut: now the same teacher can be told which.
-        teacher = connect(options, digest=card.teacher_digest, by_reference=data.references())
-    passes = plan_passes(options.epochs, options.crops_per_image)
-    check_options(options, data, card.activation)
-    checkpoint = find_checkpoint(options)
-    begin = read_progress(checkpoint) if checkpoint is not None else {"pass": 0, "steps": 0}
-    say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12] or 'unknown'}")
-    if kept.recorded is not None:
-        say(f"labels   {kept}")
-    say(f"data     {len(data.train)} images to train on, {len(data.val)} to evaluate; {data.train.match}")
-
-    # The student, and everything else that has a state.
-    torch.manual_seed(options.seed)
-    student = make_student(options.student, card.num_classes).to(device)
-    torch.manual_seed(options.seed + ranks.rank)  # equal weights, but each rank its own dropout
-    model = DistributedDataParallel(student) if ranks.num_ranks > 1 else student
-    optimizer = make_optimizer(options, student)
-    scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
-    parts: dict[str, Any] = {"model": student, "optimizer": optimizer, "scaler": scaler}
-    average = None
-    if options.ema:
-        averaging = get_ema_multi_avg_fn(options.ema)  # type: ignore[no-untyped-call]
-        average = parts["ema"] = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
-    finished = student if average is None else average
-    say(
-        f"student  {options.student}: {sum(p.numel() for p in student.parameters()) / 1e6:.2f} M parameters on {device}"
-    )
-
-    def evaluate_on(loader: Any) -> Evaluation:
-        split = lambda batch: (data.student_input(batch), data.val.targets(batch))  # noqa: E731
-        return evaluate(finished, loader, device, split=split, amp_dtype=AMP_TYPES[options.amp])
-
-    def run_with(loader: LabelledLoader[Any]) -> Run:
-        return Run(parts=parts, loader=loader, teachers={card.name: card.teacher_digest}, settings=data.settings())
-
-    steps, val_loader = begin["steps"], data.val_loader()
-    crops_per_image = passes[min(begin["pass"], len(passes) - 1)].crops_per_image
-    loader = data.train_loader(crops_per_image, teacher)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, run_with(loader))
-        say(f"going on from {checkpoint.name}, step {steps}")
-
-    epochs_done = passes[begin["pass"]].epoch if begin["pass"] < len(passes) else options.epochs
-    out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        stack.callback(kept.close, seal=False)
-        if teacher is not None:
-            stack.callback(teacher.close)
+        # The teacher's card: what there is to learn from, and how crops are cut for it.
+        teachers = stack.enter_context(DistillTeachers(kept, connect))
+        card = teachers.card
+        data = DistillData(kept, card, ranks)
+        teachers.references = data.references() if kept.asks and options.by_reference else None
+        method = find_method(options.method)
+        settings = make_settings(method, kept.decided_for(method) | given_settings(options))
+        say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12] or 'unknown'}")
+        if kept.recorded is not None:
+            say(f"labels   {kept}")
+        say(f"data     {len(data.train)} images to train on, {len(data.val)} to evaluate; {data.train.match}")
+
+        # Student and method, and everything else that has a state.
+        trainee = make_trainee(
+            options,
+            method,
+            settings,
+            card,
+            size=(data.student_rendering.height, data.student_rendering.width),
+            num_samples=len(data.train),
+            num_ranks=ranks.num_ranks,
+            fetch_head=teachers.head,
+        )
+        check_options(options, data, trainee)
+        distiller = trainee.distiller.to(device)
+        torch.manual_seed(options.seed + ranks.rank)  # equal weights, but each rank its own dropout
+        scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        average = None
+        if options.ema:
+            averaging = get_ema_multi_avg_fn(options.ema)  # type: ignore[no-untyped-call]
+            average = AveragedModel(distiller, multi_avg_fn=averaging, use_buffers=True)
+        say(f"student  {options.student}: {millions(distiller.student)} parameters on {device}")
+        say(f"method   {method.name}: {', '.join(f'{key} {value}' for key, value in vars(settings).items())}")
+
+        # Where to begin.
+        passes = plan_phases([(phase.begin, phase.end) for phase in trainee.phases], options.crops_per_image)
+        checkpoint = find_checkpoint(options)
+        begin = read_progress(checkpoint) if checkpoint is not None else {"pass": 0, "steps": 0, "phase": 0}
+        first = passes[min(begin["pass"], len(passes) - 1)]
+        training = PhaseTraining(trainee, begin["phase"], options, ranks, scaler)
+        loader_of = (first.phase, first.crops_per_image)
+
+        def train_loader(phase: int, crops_per_image: int) -> LabelledLoader[Any]:
+            asks = trainee.phases[phase].asks
+            return data.train_loader(crops_per_image, teachers.asked(asks.spec), asks)
+
+        loader = train_loader(*loader_of)
+
+        def state() -> Run:
+            parts: dict[str, Any] = {"model": distiller, "optimizer": training.optimizer, "scaler": scaler}
+            if average is not None:
+                parts["ema"] = average
+            run_settings = data.settings() | {"method": [method.name, *map(str, vars(settings).items())]}
+            return Run(parts=parts, loader=loader, teachers={card.name: card.teacher_digest}, settings=run_settings)
+
+        steps = begin["steps"]
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, state())
+            say(f"going on from {checkpoint.name}, step {steps}")
+        elif kept.asks and options.measure_link:
+            say(f"link     {measure_link(options, data, teachers, training, ranks)}")
+        epochs_done = first.epoch if begin["pass"] < len(passes) else options.epochs
+        out.mkdir(parents=True, exist_ok=True)
         log = stack.enter_context(RunLog(out, resume_epoch=epochs_done)) if ranks.first else None
+        config = ""
+        if ranks.first:
+            config = write_config(out / CONFIG_FILE, options, method.name, vars(settings), PREFIX)
+        finishing = Finishing(options, data, trainee, teachers, ranks)
         wish = stack.enter_context(StopWish())
 
+        def keep(pass_number: int) -> None:
+            progress = {"pass": pass_number, "steps": steps, "phase": training.number}
+            save_checkpoint(out, state(), step=steps, progress=progress, keep=options.keep)
+
+        # Training, pass by pass.
         for number in range(begin["pass"], len(passes)):
             this = passes[number]
-            if this.crops_per_image != crops_per_image:
-                crops_per_image = this.crops_per_image
-                loader = data.train_loader(crops_per_image, teacher)
-            run = run_with(loader)
+            if this.phase != training.number:
+                training = PhaseTraining(trainee, this.phase, options, ranks, scaler)
+                say(f"phase    {training.phase.name}")
+            if (this.phase, this.crops_per_image) != loader_of:
+                loader_of = (this.phase, this.crops_per_image)
+                loader = train_loader(*loader_of)
             loader.set_epoch(this.visit)
             kept.begin_pass(ranks)
             done_before = loader.state_dict()["batches"]
-
             meter = PassMeter(
                 f"epoch {this.epoch_after}/{options.epochs}",
                 loader=loader,
@@ -155,43 +186,45 @@ def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> in
                 steps=steps,
                 done_before=done_before,
             )
-            model.train()
-            for step, (batch, labels) in enumerate(loader, done_before):
-                epoch = this.epoch + (this.crops_per_image * step / len(loader) if options.lr_per == "step" else 0.0)
-                rate = learning_rate(epoch, peak=options.lr, epochs=options.epochs, warmup_epochs=options.warmup_epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-
-                with torch.autocast(device.type, dtype=AMP_TYPES[options.amp], enabled=options.amp != "off"):
-                    logits = model(data.student_input(batch))
-                loss = loss_of(options, logits, labels, data.train.targets(batch).to(device))
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if options.clip_norm:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(student.parameters(), options.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
+            training.model.train()
+            for index, (batch, labels) in enumerate(loader, done_before):
+                # Every so many batches the optimiser goes one step; the last ones of a pass may be fewer.
+                group_begin = index - index % options.accumulate
+                group_size = min(options.accumulate, len(loader) - group_begin)
+                last = index + 1 == group_begin + group_size
+                step = Step(
+                    labels=None if training.phase.asks.spec is None else labels,
+                    targets=data.train.targets(batch).to(device),
+                    samples=batch["samples"].to(device),
+                    epoch=this.epoch + this.crops_per_image * group_begin / len(loader),
+                    mix=batch.get("mix"),
+                )
+                parts = training.backward(data.student_input(batch), step, share=1 / group_size, last=last)
+                meter.batch(parts, len(labels))
+                if not last:
+                    continue
+                rate = training.rate(this.epoch, step.epoch)
+                training.step(rate)
                 if average is not None:
-                    average.update_parameters(student)
-
-                meter.step(loss, len(labels))
+                    average.update_parameters(distiller)
+                meter.step()
                 steps = meter.steps
-                if step + 1 == len(loader):
+                if index + 1 == len(loader):
                     continue  # kept below, when the pass was evaluated
                 ask = ranks.num_ranks == 1 or steps % STEPS_PER_READING == 0
                 stop = ask and ranks.any(wish.noted)
                 if stop or (options.checkpoint_steps and steps % options.checkpoint_steps == 0):
-                    save_checkpoint(out, run, step=steps, progress={"pass": number, "steps": steps}, keep=options.keep)
+                    keep(number)
                 if stop:
                     meter.close()
                     say(f"stopped at step {steps}; {GO_ON}")
                     return STOPPED
 
-            mean_loss, speed = meter.finish(), meter.images_per_s
-            result = evaluate_on(val_loader)
+            means, speed = meter.finish(), meter.images_per_s
+            result = finishing.evaluate(distiller if average is None else average.module)
+            loss = sum(means.values()) if means else math.nan
             say(
-                f"epoch {this.epoch_after}/{options.epochs}  loss {mean_loss:.4f}  validation {result}  "
+                f"epoch {this.epoch_after}/{options.epochs}  loss {loss:.4f}  validation {result}  "
                 f"{speed:.0f} images/s  {loader.report()}"
             )
             if log is not None:
@@ -200,85 +233,54 @@ def distill(kept: KeptLabels, ranks: Ranks, teacher: TeacherClient | None) -> in
                         epoch=this.epoch_after,
                         steps=steps,
                         learning_rate=rate,
-                        loss=mean_loss,
+                        loss=loss,
                         images_per_s=speed,
                         stall=loader.stall,
                         unanswered=loader.unanswered,
                         val_loss=result.loss,
                         val_top1=result.top1,
                         val_top5=result.top5,
-                    )
+                    ),
+                    means,
                 )
-            save_checkpoint(out, run, step=steps, progress={"pass": number + 1, "steps": steps}, keep=options.keep)
+            keep(number + 1)
             if number + 1 < len(passes) and ranks.any(wish.noted):
                 say(f"stopped after epoch {this.epoch_after}; {GO_ON}")
                 return STOPPED
 
         # The finished student, beside its teacher where there is one.
-        if teacher is None:
-            result = evaluate_on(val_loader)
-        else:
-            result = evaluate_on(
-                LabelledLoader(val_loader, teacher, lambda batch: batch["crops"], on_mismatch="ignore")
-            )
-        say(f"student  {result}")
-        if log is not None:
-            torch.save(finished.state_dict(), out / "student.pt")
-            figures = {"teacher": card.name, "teacher_digest": card.teacher_digest, **dataclasses.asdict(result)}
-            (out / "result.json").write_text(json.dumps(figures, indent=2) + "\n")
-            say(f"written  {out}: student.pt, result.json, log.csv, {log.draw().name}, tensorboard/")
+        finishing.finish(distiller if average is None else average.module, log, loader, config, say)
         return 0 if kept.finish(ranks, say) else 1
 
 
-def loss_of(options: argparse.Namespace, logits: Tensor, labels: SoftLabels, targets: Tensor) -> Tensor:
-    """The loss that the options name."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ValueError(
-            f"--student {options.student} must return logits [N, {labels.num_classes}] in training, too (no "
-            "auxiliary outputs): wrap it in a function of your own, given as package.module:function"
-        )
-    fallback = targets if options.hard_fallback else None
-    if labels.activation == "sigmoid":
-        soft = sigmoid_cross_entropy(logits, labels, options.temperature)
-    elif options.loss == "soft-ce":
-        soft = soft_cross_entropy(
-            logits, labels, options.temperature, completion=options.completion, hard_fallback=fallback
-        )
-    else:
-        soft = kd_divergence(
-            logits,
-            labels,
-            options.temperature,
-            t_squared=options.loss == "kd-t2",
-            completion=options.completion,
-            hard_fallback=fallback,
-        )
-    return with_hard_labels(soft, logits, targets, hard_weight=options.hard_weight)
+def millions(module: nn.Module) -> str:
+    """How many parameters a module has."""
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
 
 
-def make_optimizer(options: argparse.Namespace, student: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9, or AdamW; weight decay acts on every parameter, as in FKD."""
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(student.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(student.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay)
-
-
-def check_options(options: argparse.Namespace, data: DistillData, activation: str) -> None:
+def check_options(options: argparse.Namespace, data: DistillData, trainee: Trainee) -> None:
     """Raise ValueError for what would train something else than was meant."""
-    if activation == "none":
-        raise ValueError("this teacher has no classes (embeddings only): distill needs a classifier")
-    if activation == "sigmoid" and (options.hard_weight or options.hard_fallback or options.loss != "soft-ce"):
-        raise ValueError(
-            "this teacher's classes are independent (sigmoid): only --loss soft-ce without hard labels fits"
-        )
     if options.batch_size < options.crops_per_image:
         raise ValueError(
             f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got {options.batch_size}"
         )
-    if (options.hard_weight or options.hard_fallback) and data.train.match.unmatched:
-        raise ValueError(f"hard labels need every class: {data.train.match}. Give --class-map FILE")
+    if options.accumulate < 1:
+        raise ValueError(f"--accumulate counts the batches of a step, at least 1, got {options.accumulate}")
+    if (trainee.asks_targets or options.hard_fallback) and data.train.match.unmatched:
+        raise ValueError(
+            f"method {trainee.method.name} learns from the data's own labels, too, and needs every class: "
+            f"{data.train.match}. Give --class-map FILE"
+        )
     if options.hard_fallback and options.on_starved != "skip":
         raise ValueError("--hard-fallback has an effect with --on-starved skip only")
+    specs = {phase.asks.spec for phase in trainee.phases if phase.asks.spec is not None}
+    if options.record is not None and len(specs) > 1:
+        raise ValueError(f"method {trainee.method.name} asks for other outputs in each phase: --record keeps one kind")
+    if any(phase.asks.fresh for phase in trainee.phases) and (options.labels or options.record):
+        raise ValueError(
+            f"method {trainee.method.name} with these settings has the teacher label what is never seen again: "
+            "leave --labels and --record out"
+        )
 
 
 def find_checkpoint(options: argparse.Namespace) -> Path | None:

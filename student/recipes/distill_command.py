@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+
+from teacherfarm.student.recipes.run_config import DEFAULT_METHOD, apply_config, look_ahead, preset_names
 
 DESCRIPTION = """\
 Train a student from a teacher's stream of soft labels, on a folder of images.
 
 DATA holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg, or WebDataset tars (train-*.tar, val-*.tar), or Parquet
-files (also the hub's data/train-*.parquet). The teacher runs elsewhere: every crop is sent to it, and
-its answer is what the student learns. The folder's own labels are for evaluation, unless --hard-weight says otherwise.
+files (also the hub's data/train-*.parquet). The teacher runs elsewhere: every crop is sent to it, and its answer is
+what the student learns, by a --method: teacherfarm methods lists them, and teacherfarm distill --method NAME --help has
+the settings of one.
 """
 
 EXAMPLE = """\
@@ -21,7 +25,12 @@ example, in two terminals:
 
 four crops of each image at a time, five classes of each label, as in FKD (arXiv 2112.01528):
   teacherfarm distill DATA --teacher-address zmq://farm:7001 --student torchvision:resnet50 --out runs/fkd \\
-      --crops-per-image 4 --top-k 5 --epochs 300 --batch-size 1024 --lr 0.2 --weight-decay 1e-4 --amp bf16
+      --preset fkd-imagenet
+
+a teacher's last feature maps and its classifier, as in SimKD (arXiv 2203.14001):
+  teacherfarm export  ... --tap layer3
+  teacherfarm distill DATA --teacher-address zmq://farm:7001 --student cifar:resnet8x4 --out runs/simkd \\
+      --preset simkd-cifar100 --lr 0.02 --factor 4
 
 from labels that were recorded beforehand, with no teacher at all (m of the recorded views at each visit, as in FKD):
   teacherfarm label   DATA --teacher-address zmq://farm:7001 --views 50 --top-k 10 --out labels/
@@ -31,23 +40,77 @@ or record what the first student streams (--record labels/), and let the others 
 eight GPUs of one machine (--batch-size is per process; scale --lr with the total):
   torchrun --nproc-per-node 8 --no-python teacherfarm distill DATA ... --device cuda
 
-What it writes to --out: step-*.pt (checkpoints), student.pt (weights, at the end), log.csv, tensorboard/, curves.png,
-result.json. Interrupted? The same command with --resume goes on, as if nothing had happened.
+What it writes to --out: config.yaml (all options: --config takes it), step-*.pt (checkpoints), student.pt and
+student.json (the finished student), log.csv, tensorboard/, curves.png, result.json, report.html. Interrupted? The same
+command with --resume goes on, as if nothing had happened.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything that :func:`teacherfarm.student.recipes.distill.main` reads."""
+def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
+    """Everything that :func:`teacherfarm.student.recipes.distill.main` reads; ``arguments``: what will be parsed, as
+    the method that they name has settings of its own, and their files have defaults.
+    """
+    chosen = look_ahead(arguments)
+    _add_common_arguments(parser)
+    asks_help = bool({"-h", "--help"} & set(arguments))
+    if chosen.method or not asks_help:
+        # Help without a method does not wait for torch.
+        from teacherfarm.student.methods.registry import find_method
+        from teacherfarm.student.recipes.method_options import PREFIX, add_settings
+
+        method = chosen.method or DEFAULT_METHOD
+        add_settings(parser, find_method(method))
+        parser.set_defaults(method=method)
+        for config in chosen.configs:
+            apply_config(parser, config, method, PREFIX)
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s DATA (--teacher-address ADDRESS | --labels DIR) --student SOURCE --out FOLDER [options]"
     parser.description = DESCRIPTION
     parser.epilog = EXAMPLE
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="folder with train and val: class folders, tar or Parquet files"
+        "data",
+        type=Path,
+        nargs="?",
+        metavar="DATA",
+        help="folder with train and val: class folders, tar or Parquet files",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="options as YAML; those that are given as well count more"
+    )
     parser.add_argument("--train-folder", default="train", metavar="NAME", help="below DATA (default: train)")
     parser.add_argument("--val-folder", default="val", metavar="NAME", help="below DATA (default: val)")
+
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        metavar="NAME",
+        help=f"what is learnt from the teacher: teacherfarm methods lists them (default: {DEFAULT_METHOD})",
+    )
+    method.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"a paper's recipe, where no option says otherwise: {', '.join(preset_names())}",
+    )
+    for side, which in (("teacher", "exported with --tap"), ("student", "by the names of its modules")):
+        method.add_argument(
+            f"--{side}-taps",
+            nargs="+",
+            default=[],
+            metavar="NAME",
+            help=f"the {side}'s stages to compare, first to last, {which} (default: all)",
+        )
+    method.add_argument(
+        "--measure-link",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="measure for so long whether the teacher's answers can feed the student, and stop where the link cannot "
+        "carry what the method asks (default: 2; 0: do not measure)",
+    )
 
     teacher = parser.add_argument_group("teacher")
     add_teacher_arguments(teacher, required=False)
@@ -58,15 +121,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     teacher.add_argument(
         "--record", metavar="DIR", help="keep what the teacher streams; with the same --labels, ask for nothing twice"
-    )
-    teacher.add_argument(
-        "--top-k", type=int, metavar="K", help="ask for the K best classes (default: all, or as recorded)"
-    )
-    teacher.add_argument(
-        "--completion",
-        choices=["smoothing", "renorm"],
-        default="smoothing",
-        help="what the other classes get with --top-k: an even share of the rest, or nothing (default: smoothing)",
     )
     teacher.add_argument(
         "--on-starved",
@@ -96,7 +150,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--student",
         required=True,
         metavar="SOURCE",
-        help="torchvision:NAME, timm:NAME, or package.module:function, called with num_classes=",
+        help="torchvision:NAME, timm:NAME, cifar:NAME, or package.module:function, called with num_classes=",
+    )
+    student.add_argument(
+        "--init",
+        default="",
+        metavar="FROM",
+        help="begin with the weights of a student.pt, or with 'pretrained' ones of torchvision or timm",
     )
     student.add_argument("--student-size", type=int, metavar="PX", help="its crops' size (default: the teacher's)")
     for name, imagenets in (("--mean", [0.485, 0.456, 0.406]), ("--std", [0.229, 0.224, 0.225])):
@@ -137,11 +197,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--batch-size", type=int, default=128, metavar="CROPS", help="crops per process (default: 128)"
     )
-    training.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, momentum 0.9")
+    training.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="batches of each step of the optimiser (default: 1)"
+    )
+    training.add_argument(
+        "--optimizer",
+        choices=["sgd", "nesterov", "adam", "adamw"],
+        default="sgd",
+        help="default: sgd, momentum 0.9; nesterov: the same with Nesterov's",
+    )
     training.add_argument("--lr", type=float, default=0.1, help="highest learning rate (default: 0.1)")
     training.add_argument(
         "--lr-per", choices=["pass", "step"], default="pass", help="how often it changes (default: pass)"
     )
+    training.add_argument(
+        "--lr-schedule",
+        choices=["cosine", "steps", "constant"],
+        default="cosine",
+        help="half a cosine, by --lr-factor at each of --lr-steps, or none, after the warm-up (default: cosine)",
+    )
+    training.add_argument(
+        "--lr-steps", type=float, nargs="+", default=[], metavar="E", help="epochs at which the learning rate drops"
+    )
+    training.add_argument("--lr-factor", type=float, default=0.1, metavar="F", help="to this share (default: 0.1)")
+    training.add_argument("--lr-floor", type=float, default=0.0, metavar="LR", help="of the cosine (default: 0)")
     training.add_argument("--warmup-epochs", type=float, default=0.0, metavar="E", help="linear warm-up (default: 0)")
     training.add_argument("--weight-decay", type=float, default=1e-4, metavar="W", help="default: 1e-4")
     training.add_argument(
@@ -149,18 +228,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--ema", type=float, default=0.0, metavar="DECAY", help="average the weights (default: 0, no)"
-    )
-    training.add_argument(
-        "--temperature", type=float, metavar="T", help="of both sides (default: 1, or as the recorded top-k labels)"
-    )
-    training.add_argument(
-        "--loss",
-        choices=["soft-ce", "kd", "kd-t2"],
-        default="soft-ce",
-        help="soft cross-entropy, KL divergence, or that times T squared (default: soft-ce)",
-    )
-    training.add_argument(
-        "--hard-weight", type=float, default=0.0, metavar="SHARE", help="share of the folder's own labels (default: 0)"
     )
     training.add_argument(
         "--amp", choices=["off", "bf16", "fp16"], default="off", help="mixed precision (default: off)"

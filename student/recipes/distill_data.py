@@ -15,19 +15,22 @@ from torch.utils.data import DataLoader, Subset
 
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
+from teacherfarm.protos.soft_label import LABELS
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.center_crops import CenterCropDataset
-from teacherfarm.student.crop_collate import collate_crops
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.image_sources import SampleImages
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.methods.method import Asks
+from teacherfarm.student.mixed_crops import MixedCrops
 from teacherfarm.student.own_pixels import OwnPixels
 from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
 from teacherfarm.student.recipes.folders import find_samples
 from teacherfarm.student.recipes.kept_labels import KeptLabels
+from teacherfarm.student.recipes.no_teacher import NoTeacher
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recording_teacher import Teacher
 from teacherfarm.student.shard_sampler import ShardSampler
@@ -61,6 +64,8 @@ class DistillData:
     def __init__(self, kept: KeptLabels, card: TeacherCard, ranks: Ranks) -> None:
         self._kept, self._options, self._card, self._ranks = kept, kept.options, card, ranks
         options = self._options
+        if options.data is None:
+            raise ValueError("which images? Give DATA, or data: in --config FILE")
         self.train, self.val = (
             Images(source=source, match=match_classes(source.classes, card, options.class_map))
             for source in (
@@ -84,21 +89,14 @@ class DistillData:
                 f"{len(self.train)} images to train on cannot be divided among {ranks.num_ranks} processes"
             )
 
-    def train_loader(self, crops_per_image: int, teacher: Teacher | None) -> LabelledLoader[dict[str, Any]]:
-        """Batches of ``--batch-size`` crops with soft labels; every rank has its own images and equally many
-        batches.
+    def train_loader(self, crops_per_image: int, teacher: Teacher | None, asks: Asks) -> LabelledLoader[dict[str, Any]]:
+        """Batches of ``--batch-size`` crops with what the method asks; every rank has its own images and equally many
+        batches. A phase that asks for no labels gets empty ones.
         """
         options, ranks = self._options, self._ranks
-        dataset = CropDataset(
-            self.train.source,
-            teacher_rendering=self.teacher_rendering,
-            student_rendering=self.student_rendering,
-            plan=self.plan,
-            schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
-            on_unreadable="skip",
-            by_reference=options.by_reference,
-        )
-        source = self._kept.source(dataset, teacher, ranks)
+        shown = self._kept.asks and asks.spec is not None
+        dataset = self._dataset(crops_per_image, shown=shown)
+        source = NoTeacher() if asks.spec is None else self._kept.source(dataset, teacher, ranks)
         sampler = ShardSampler(dataset, rank=ranks.rank, num_ranks=ranks.num_ranks, seed=options.seed)
         num_images = max(options.batch_size // crops_per_image, 1)
         loader = DataLoader(
@@ -108,21 +106,44 @@ class DistillData:
             # A last batch of one crop would break batch normalisation.
             drop_last=len(sampler) >= num_images,
             num_workers=num_workers(options),
-            collate_fn=collate_crops,
+            collate_fn=self._collate(asks),
             pin_memory=ranks.device.type == "cuda",
             persistent_workers=num_workers(options) > 0,
         )
+        has_classes = asks.spec is not None and (not asks.spec.outputs or LABELS in asks.spec.outputs)
+        watched = has_classes and self._card.activation != "none" and asks.mixing != "crops"
         return LabelledLoader(
             loader,
             source,
-            (lambda batch: batch["crops"]) if self._kept.asks else None,
+            (lambda batch: batch["crops"]) if shown else None,
             keys=lambda batch: batch["keys"],
             samples=lambda batch: batch["samples"],
             views=lambda batch: batch["views"],
             prefetch_batches=options.prefetch_batches,
             weight_view=lambda batch: batch["weight"],
-            target_view=self.train.targets,
+            target_view=self.train.targets if watched else None,
         )
+
+    def some_batch(self, asks: Asks) -> dict[str, Any]:
+        """A batch as training has them, of the first images that this rank could see."""
+        dataset = self._dataset(self._options.crops_per_image, shown=True)
+        num_images = max(self._options.batch_size // self._options.crops_per_image, 1)
+        places = [(self._ranks.rank + number) % len(dataset) for number in range(num_images)]
+        return dict(self._collate(asks)(dataset.__getitems__(places)))
+
+    def _dataset(self, crops_per_image: int, *, shown: bool) -> CropDataset:
+        return CropDataset(
+            self.train.source,
+            teacher_rendering=self.teacher_rendering if shown else None,
+            student_rendering=self.student_rendering,
+            plan=self.plan,
+            schedule=self.schedule if crops_per_image > 1 else self.schedule.single(),
+            on_unreadable="skip",
+            by_reference=self._options.by_reference if shown else "",
+        )
+
+    def _collate(self, asks: Asks) -> MixedCrops:
+        return MixedCrops(asks.mixing, asks.draw, self._options.seed, teacher_rendering=self.teacher_rendering)
 
     def references(self) -> ByReference:
         """With ``--by-reference``: what the training crops' references mean."""
@@ -161,7 +182,8 @@ class DistillData:
             "student size": self.student_rendering.height,
             "epochs": options.epochs,
             "batch size": options.batch_size,
+            "batches of a step": options.accumulate,
             "optimizer": options.optimizer,
             "learning rate": options.lr,
-            "loss": [options.loss, options.temperature, options.hard_weight, options.top_k, options.completion],
+            "schedule": [options.lr_schedule, list(options.lr_steps), options.lr_factor, options.lr_floor],
         }

@@ -14,11 +14,12 @@ from teacherfarm.label_store.label_directory import LabelDirectory
 from teacherfarm.label_store.manifest import Manifest
 from teacherfarm.label_store.recorded_card import read_card, write_card
 from teacherfarm.label_store.recorded_labels import RecordedLabels
-from teacherfarm.protos.soft_label import LabelSpec
+from teacherfarm.protos.soft_label import LABELS, LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.image_sources import ImageSource
 from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
+from teacherfarm.student.methods.method import Method, MethodMismatch
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recorded_boxes import RecordedBoxes
 from teacherfarm.student.recorded_teacher import OnMissing, RecordedTeacher
@@ -28,7 +29,7 @@ from teacherfarm.student.recording_teacher import RecordingTeacher, Teacher
 class KeptLabels:
     """The labels that a run replays and those that it records; neither where the options name none.
 
-    ``options``: the run's, with what the recorded labels decide filled in (order, views, top-k, temperature).
+    ``options``: the run's, with what the recorded labels decide filled in (order, views).
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -55,27 +56,48 @@ class KeptLabels:
         kind = f"the {spec.top_k} best classes at T={spec.temperature:g}" if spec.top_k else "dense"
         return f"{self.options.labels}: {len(recorded)} of {images * views} ({views} views of {images} images), {kind}"
 
+    def decided_for(self, method: type[Method]) -> dict[str, Any]:
+        """The settings of a method that recorded top-k labels decide where nobody says otherwise."""
+        spec = LabelSpec() if self.recorded is None else self.recorded.manifest.spec
+        known = {setting.name for setting in dataclasses.fields(method.Settings)}
+        decided = {"top_k": spec.top_k, "temperature": spec.temperature} if spec.top_k else {}
+        return decided if decided.keys() <= known else {}
+
     def card(self, teacher: Teacher | None) -> TeacherCard:
-        """The teacher's card, or the recorded one. Raises LabelsMismatch where the labels are not those asked for."""
-        recorded, options = self.recorded, self.options
-        if recorded is None:
-            assert teacher is not None
+        """The teacher's card, or the recorded one where no teacher is asked."""
+        if teacher is not None:
             return teacher.card
-        card = teacher.card if teacher is not None else read_card(options.labels, recorded.manifest)
-        manifest = recorded.manifest
-        outputs = teacher.spec.outputs if teacher is not None else manifest.spec.outputs
-        spec = LabelSpec(outputs=outputs, top_k=options.top_k, temperature=options.temperature if options.top_k else 1)
+        assert self.recorded is not None
+        return read_card(self.options.labels, self.recorded.manifest)
+
+    def spec(self, card: TeacherCard, asked: LabelSpec) -> LabelSpec:
+        """What labels will hold: what a method asks, or what is recorded where that is at least as much.
+
+        Raises MethodMismatch where the recorded labels hold too little, LabelsMismatch where they are another
+        teacher's or of other crops.
+        """
+        asked = asked.resolve(card)
+        if self.recorded is None:
+            return asked
+        manifest = self.recorded.manifest
+        spec = manifest.spec
+        too_few = spec.top_k and not (0 < asked.top_k <= spec.top_k and asked.temperature == spec.temperature)
+        if set(asked.outputs) - set(spec.outputs) or (LABELS in asked.outputs and too_few):
+            raise MethodMismatch(
+                f"method {self.options.method} asks for {asked}, {self.options.labels} holds {spec}: record them anew "
+                "with this method and --record DIR, stream them, or choose another --method"
+            )
         wanted = Manifest.of(
             card,
             spec,
             plan=manifest.plan,
-            rendering=manifest.rendering if teacher is None else card.rendering,
+            rendering=card.rendering if self.asks else manifest.rendering,
             views=manifest.views,
             samples="",
             has_boxes=manifest.has_boxes,
         )
-        recorded.check(wanted)
-        return card
+        self.recorded.check(wanted)
+        return spec
 
     def plan(self, card: TeacherCard, source: ImageSource) -> CropPlan:
         """The recorded crop plan or boxes, whatever the run's own seed; one of the run's own where none is replayed."""
@@ -187,8 +209,4 @@ def _filled(options: argparse.Namespace, manifest: Manifest | None) -> argparse.
         filled.order = "permute" if manifest is not None and filled.record is None else "fresh"
     if manifest is not None and filled.order != "fresh" and filled.views is None:
         filled.views = manifest.views
-    if filled.top_k is None:
-        filled.top_k = manifest.spec.top_k if manifest is not None else 0
-    if filled.temperature is None:
-        filled.temperature = manifest.spec.temperature if manifest is not None and filled.top_k else 1.0
     return filled

@@ -1,9 +1,10 @@
-"""Counts one pass of a training run: loss, speed and stall, on the progress bar and in TensorBoard."""
+"""Counts one pass of a training run: loss and its parts, speed and stall, on the progress bar and in TensorBoard."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ STEPS_PER_READING = 20
 
 
 class PassMeter:
-    """``steps``: of the whole run, before this pass; ``done_before``: batches of this pass done before a
-    resume.
+    """``steps``: of the optimiser, in the whole run, before this pass; ``done_before``: batches of this pass done
+    before a resume.
     """
 
     def __init__(
@@ -28,32 +29,43 @@ class PassMeter:
     ) -> None:
         self.steps = steps
         self._loader, self._ranks, self._log = loader, ranks, log
-        self._sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-        self._recent = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+        # Sums of the loss's parts by name, and how many batches they are of.
+        self._sums: dict[str, float] = {}
+        self._recent: dict[str, Tensor] = {}
+        self._num_sums = self._num_recent = 0
         self._crops, self._began_s = 0, time.perf_counter()
         # None: only where somebody watches a terminal.
         disable = None if ranks.first else True
         self._bar = tqdm(total=len(loader), initial=done_before, desc=title, unit=" steps", disable=disable)
 
-    def step(self, loss: Tensor, num_crops: int) -> None:
-        """One more step was taken. Raises ValueError when the loss is no number any more (looked at now and
+    def batch(self, parts: Mapping[str, Tensor], num_crops: int) -> None:
+        """One more batch was trained on, with a loss of these parts."""
+        self._crops += num_crops
+        self._num_recent += 1
+        for name, part in parts.items():
+            before = self._recent.get(name)
+            self._recent[name] = part.detach().double() if before is None else before + part.detach()
+        self._bar.update()
+
+    def step(self) -> None:
+        """The optimiser took one more step. Raises ValueError when the loss is no number any more (looked at now and
         then).
         """
         self.steps += 1
-        self._crops += num_crops
-        self._recent += torch.stack([loss.detach().double(), torch.ones_like(loss, dtype=torch.float64)])
-        self._bar.update()
         if self.steps % STEPS_PER_READING == 0:
             self._read()
 
-    def finish(self) -> float:
-        """The mean loss of the pass over all ranks; ends the bar."""
+    def finish(self) -> dict[str, float]:
+        """The mean of the pass over all ranks, of each part of the loss by name; ends the bar."""
         self._read()
         self._bar.close()
+        names = sorted(self._sums)
+        sums = torch.tensor([*(self._sums[name] for name in names), self._num_sums], dtype=torch.float64)
         if self._ranks.num_ranks > 1:
-            torch.distributed.all_reduce(self._sums)
-        total, count = self._sums.tolist()
-        return total / count if count else math.nan
+            sums = sums.to(self._ranks.device)
+            torch.distributed.all_reduce(sums)
+        *totals, count = sums.tolist()
+        return {name: total / count for name, total in zip(names, totals, strict=True)} if count else {}
 
     def close(self) -> None:
         self._bar.close()
@@ -64,18 +76,23 @@ class PassMeter:
         return self._crops * self._ranks.num_ranks / max(time.perf_counter() - self._began_s, 1e-9)
 
     def _read(self) -> None:
-        total, count = self._recent.tolist()
-        if not count:
+        if not self._num_recent:
             return
-        self._sums += self._recent
-        self._recent.zero_()
-        loss, stall = total / count, self._loader.stall
+        totals = dict(zip(self._recent, torch.stack(list(self._recent.values())).tolist(), strict=True))
+        means = {name: total / self._num_recent for name, total in totals.items()}
+        for name, total in totals.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._num_sums += self._num_recent
+        self._recent, self._num_recent = {}, 0
+        loss, stall = sum(means.values()), self._loader.stall
         if not math.isfinite(loss):
             self._bar.close()
+            parts = ", ".join(f"{name} {mean:g}" for name, mean in means.items())
             raise ValueError(
-                f"the loss is {loss} at step {self.steps}: try a lower --lr, a longer --warmup-epochs, "
+                f"the loss is {loss} at step {self.steps} ({parts}): try a lower --lr, a longer --warmup-epochs, "
                 "--clip-norm 1, or --amp off"
             )
         self._bar.set_postfix_str(f"loss {loss:.4f}, {self.images_per_s:.0f} images/s, stall {stall:.1%}")
         if self._log is not None:
-            self._log.step(self.steps, loss=loss, images_per_s=self.images_per_s, stall=stall)
+            scalars = {f"loss/{name}": mean for name, mean in means.items()} if len(means) > 1 else {}
+            self._log.step(self.steps, loss=loss, images_per_s=self.images_per_s, stall=stall, **scalars)

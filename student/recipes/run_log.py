@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,8 @@ from typing import Self
 
 CSV_FILE = "log.csv"
 CURVES_FILE = "curves.png"
+PART = "loss/"
+"""Before the names of the loss's parts, as columns and scalars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +34,18 @@ class PassRow:
 
 
 class RunLog:
-    """Appends rows; ``resume_epoch``: rows of later epochs are from a run that was cut off, and go."""
+    """Appends rows; ``resume_epoch``: rows of later epochs are from a run that was cut off, and go.
+
+    ``parts``: the loss's parts of each row, by name; a method's phases may have different ones.
+    """
 
     def __init__(self, folder: Path, *, resume_epoch: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
-        self.rows = [row for row in _read(folder / CSV_FILE) if row.epoch <= resume_epoch]
+        kept = [(row, parts) for row, parts in _read(folder / CSV_FILE) if row.epoch <= resume_epoch]
+        self.rows = [row for row, _ in kept]
+        self.parts: list[dict[str, float]] = [parts for _, parts in kept]
         self._write_all()
         purge = self.rows[-1].steps + 1 if self.rows else 0
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
@@ -54,13 +63,20 @@ class RunLog:
         for name, value in scalars.items():
             self._tensorboard.add_scalar(f"step/{name}", value, step)
 
-    def add(self, row: PassRow) -> None:
+    def add(self, row: PassRow, parts: Mapping[str, float]) -> None:
         """One more pass is done."""
         self.rows.append(row)
+        self.parts.append(dict(parts))
         self._write_all()
+        for name, value in parts.items():
+            self._tensorboard.add_scalar(f"pass/{PART}{name}", value, row.steps)
         for name, value in dataclasses.asdict(row).items():
             if name != "steps":
                 self._tensorboard.add_scalar(f"pass/{name}", value, row.steps)
+
+    def curves_of_parts(self) -> dict[str, list[float]]:
+        """Each part of the loss over the passes; NaN where a pass had no such part."""
+        return {name: [parts.get(name, math.nan) for parts in self.parts] for name in self._part_names()}
 
     def draw(self) -> Path:
         """Loss, accuracy and stall over epochs, as a picture."""
@@ -88,19 +104,29 @@ class RunLog:
         figure.savefig(path, dpi=120)
         return path
 
+    def _part_names(self) -> list[str]:
+        return list(dict.fromkeys(name for parts in self.parts for name in parts))
+
     def _write_all(self) -> None:
         names = [field.name for field in dataclasses.fields(PassRow)]
         temporary = self.folder / f".{CSV_FILE}.tmp"
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
+            writer = csv.DictWriter(file, [*names, *(PART + name for name in self._part_names())])
             writer.writeheader()
-            writer.writerows(dataclasses.asdict(row) for row in self.rows)
+            for row, parts in zip(self.rows, self.parts, strict=True):
+                writer.writerow(dataclasses.asdict(row) | {PART + name: value for name, value in parts.items()})
         temporary.replace(self.folder / CSV_FILE)
 
 
-def _read(path: Path) -> list[PassRow]:
+def _read(path: Path) -> list[tuple[PassRow, dict[str, float]]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         kinds = {field.name: int if field.type == "int" else float for field in dataclasses.fields(PassRow)}
-        return [PassRow(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+        return [
+            (
+                PassRow(**{name: kinds[name](value) for name, value in row.items() if name in kinds}),  # type: ignore[arg-type]
+                {name.removeprefix(PART): float(value) for name, value in row.items() if name not in kinds and value},
+            )
+            for row in csv.DictReader(file)
+        ]

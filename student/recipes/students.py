@@ -77,3 +77,24 @@ def _check_name(source: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         close = ", ".join(difflib.get_close_matches(name, known)) or "resnet18"
         raise ValueError(f"--student {source!r}: there is no such model; did you mean {close}?")
+
+
+def load_pretrained(student: nn.Module, source: str) -> None:
+    """Give a student of torchvision or timm the weights that its package has for it; the last layer stays as it is
+    where its shape differs. Downloads them if need be.
+    """
+    package, _, name = source.partition(":")
+    if package == "torchvision":
+        import torchvision
+
+        weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+    elif package == "timm":
+        import timm
+
+        weights = timm.create_model(name, pretrained=True).state_dict()
+    else:
+        raise ValueError(f"--init pretrained: only torchvision: and timm: students have weights, not {source!r}")
+    own = student.state_dict()
+    student.load_state_dict(
+        {key: weights[key] if value.shape == weights[key].shape else value for key, value in own.items()}
+    )

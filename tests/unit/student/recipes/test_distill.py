@@ -9,6 +9,7 @@ import torch
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.checkpoint import list_checkpoints
 from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.methods.method import Asks
 from teacherfarm.student.recipes.distill import add_arguments, distill
 from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.kept_labels import KeptLabels
@@ -29,11 +30,22 @@ def data(tmp_path_factory):
 
 
 def options(data, out, *more):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     always = ["--teacher-address", "zmq://unused:1", "--student", "tests.unit.student.pattern_teacher:make_student"]
-    short = ["--workers", 0, "--batch-size", 8, "--epochs", 4, "--lr", 0.3, "--device", "cpu"]
-    return KeptLabels(parser.parse_args(list(map(str, [data, "--out", out, *always, *short, *more]))))
+    short = ["--workers", 0, "--batch-size", 8, "--epochs", 4, "--lr", 0.3, "--device", "cpu", "--measure-link", 0]
+    given = list(map(str, [data, "--out", out, *always, *short, *more]))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, given)
+    return KeptLabels(parser.parse_args(given))
+
+
+def always(teacher):
+    """Connects to this teacher, whatever it is asked."""
+
+    def connect(*, spec=None, digest="", by_reference=None):
+        teacher.spec = (spec or LabelSpec()).resolve(teacher.card)
+        return teacher
+
+    return connect
 
 
 def weights(out):
@@ -43,7 +55,10 @@ def weights(out):
 def test_a_student_learns_from_the_stream(data, tmp_path, capsys):
     teacher = PatternTeacher()
     assert (
-        distill(options(data, tmp_path, "--crops-per-image", 2, "--epochs", 8, "--lr-per", "step"), ALONE, teacher) == 0
+        distill(
+            options(data, tmp_path, "--crops-per-image", 2, "--epochs", 8, "--lr-per", "step"), ALONE, always(teacher)
+        )
+        == 0
     )
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["top1"] > 0.9
@@ -89,11 +104,11 @@ def test_a_student_learns_from_the_stream(data, tmp_path, capsys):
             1,
             "--warmup-epochs",
             1,
+            "--method",
+            "kd",
             "--hard-weight",
             0.3,
-            "--loss",
-            "kd-t2",
-            "--temperature",
+            "--accumulate",
             4,
             "--amp",
             "bf16",
@@ -103,7 +118,7 @@ def test_a_student_learns_from_the_stream(data, tmp_path, capsys):
 @pytest.mark.parametrize("stop_at", [8, 17])
 def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, capsys):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    assert distill(options(data, undisturbed, *more), ALONE, PatternTeacher()) == 0
+    assert distill(options(data, undisturbed, *more), ALONE, always(PatternTeacher())) == 0
 
     teacher = PatternTeacher()
     submit, count = teacher.submit, 0
@@ -116,22 +131,27 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, c
         return submit(crops, **arguments)
 
     teacher.submit = submit_and_stop
-    assert distill(options(data, stopped, *more), ALONE, teacher) == 130
+    assert distill(options(data, stopped, *more), ALONE, always(teacher)) == 130
     assert "--resume goes on from there" in capsys.readouterr().out
     assert not (stopped / "student.pt").exists()
-    assert distill(options(data, stopped, *more, "--resume"), ALONE, PatternTeacher()) == 0
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, always(PatternTeacher())) == 0
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
     assert (stopped / "log.csv").read_text().count("\n") == (undisturbed / "log.csv").read_text().count("\n")
     # Nothing left to do is fine, too: only the validation images are asked once more.
     again = PatternTeacher()
-    assert distill(options(data, stopped, *more, "--resume"), ALONE, again) == 0
+    assert distill(options(data, stopped, *more, "--resume"), ALONE, always(again)) == 0
     assert len(again.asked) == 18
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
 
 
 def test_averaged_weights_are_what_is_evaluated_and_kept(data, tmp_path):
-    assert distill(options(data, tmp_path, "--ema", 0.9), ALONE, PatternTeacher()) == 0
-    assert weights(tmp_path)["n_averaged"] == 24
+    assert distill(options(data, tmp_path, "--ema", 0.9), ALONE, always(PatternTeacher())) == 0
+    parts = torch.load(list_checkpoints(tmp_path)[-1])["parts"]
+    assert parts["ema"]["n_averaged"] == 24
+    for name, value in weights(tmp_path).items():
+        torch.testing.assert_close(value, parts["ema"][f"module.student.model.{name}"], rtol=0, atol=0)
+        if value.is_floating_point():
+            assert not torch.equal(value, parts["model"][f"student.model.{name}"])
 
 
 def test_hard_labels_help_out_when_no_teacher_answers(data, tmp_path):
@@ -144,7 +164,7 @@ def test_hard_labels_help_out_when_no_teacher_answers(data, tmp_path):
         return labels
 
     teacher.answer = silent
-    assert distill(options(data, tmp_path, "--on-starved", "skip", "--hard-fallback"), ALONE, teacher) == 0
+    assert distill(options(data, tmp_path, "--on-starved", "skip", "--hard-fallback"), ALONE, always(teacher)) == 0
     assert json.loads((tmp_path / "result.json").read_text())["top1"] > 0.8
 
 
@@ -171,7 +191,7 @@ def test_ranks_have_equally_many_batches_of_their_own_images(data, tmp_path):
     samples = []
     for rank in range(3):
         ranks = Ranks(rank=rank, num_ranks=3, device=torch.device("cpu"))
-        loader = DistillData(options(data, tmp_path), card, ranks).train_loader(1, teacher)
+        loader = DistillData(options(data, tmp_path), card, ranks).train_loader(1, teacher, Asks(spec=LabelSpec()))
         loader.set_epoch(1)
         assert len(loader) == 2
         samples.append([sample for batch, _ in loader for sample in batch["samples"].tolist()])
@@ -179,20 +199,22 @@ def test_ranks_have_equally_many_batches_of_their_own_images(data, tmp_path):
 
 
 def test_checkpoints_come_every_so_many_steps(data, tmp_path):
-    distill(options(data, tmp_path, "--epochs", 1, "--checkpoint-steps", 2, "--keep", 9), ALONE, PatternTeacher())
+    distill(
+        options(data, tmp_path, "--epochs", 1, "--checkpoint-steps", 2, "--keep", 9), ALONE, always(PatternTeacher())
+    )
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{n:09}.pt" for n in (2, 4, 6)]
 
 
 def test_an_older_run_is_not_overwritten(data, tmp_path):
-    distill(options(data, tmp_path, "--epochs", 1), ALONE, PatternTeacher())
+    distill(options(data, tmp_path, "--epochs", 1), ALONE, always(PatternTeacher()))
     with pytest.raises(ValueError, match="holds an earlier run: --resume goes on with it"):
-        distill(options(data, tmp_path, "--epochs", 1), ALONE, PatternTeacher())
+        distill(options(data, tmp_path, "--epochs", 1), ALONE, always(PatternTeacher()))
     with pytest.raises(ValueError, match="epochs = 1, this run has 2"):
-        distill(options(data, tmp_path, "--epochs", 2, "--resume"), ALONE, PatternTeacher())
+        distill(options(data, tmp_path, "--epochs", 2, "--resume"), ALONE, always(PatternTeacher()))
 
 
 def test_top_k_and_starved_crops(data, tmp_path):
-    teacher = PatternTeacher(spec=LabelSpec(top_k=3, temperature=2.0))
+    teacher = PatternTeacher()
     answer = teacher.answer
 
     def half_answered(crops):
@@ -201,8 +223,9 @@ def test_top_k_and_starved_crops(data, tmp_path):
         return labels
 
     teacher.answer = half_answered
-    more = ["--top-k", 3, "--temperature", 2, "--on-starved", "skip", "--hard-fallback", "--completion", "renorm"]
-    assert distill(options(data, tmp_path, *more), ALONE, teacher) == 0
+    more = ["--top-k", 3, "--temperature", 2, "--on-starved", "skip", "--hard-fallback", "--form", "marginal-renorm"]
+    assert distill(options(data, tmp_path, *more), ALONE, always(teacher)) == 0
+    assert teacher.spec == LabelSpec(outputs=("labels",), top_k=3, temperature=2.0)
     with (tmp_path / "log.csv").open() as file:
         assert [int(row["unanswered"]) for row in csv.DictReader(file)] == [24] * 4
 
@@ -211,10 +234,10 @@ def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
     write_images(tmp_path / "data" / "train", (*CLASSES[:3], "griffin"), 4)
     write_images(tmp_path / "data" / "val", CLASSES[:2], 2)
     (tmp_path / "data" / "train" / "ant" / "0000.png").write_bytes(b"no image")
-    assert distill(options(tmp_path / "data", tmp_path / "out", "--epochs", 1), ALONE, PatternTeacher()) == 0
+    assert distill(options(tmp_path / "data", tmp_path / "out", "--epochs", 1), ALONE, always(PatternTeacher())) == 0
     assert "ant/0000:" in caplog.text
-    with pytest.raises(ValueError, match=r"hard labels need every class.*griffin"):
-        distill(options(tmp_path / "data", tmp_path / "2", "--hard-weight", 0.5), ALONE, PatternTeacher())
+    with pytest.raises(ValueError, match=r"method kd learns from the data's own labels.*griffin"):
+        distill(options(tmp_path / "data", tmp_path / "2", "--method", "kd"), ALONE, always(PatternTeacher()))
 
 
 @pytest.mark.parametrize(
@@ -225,13 +248,13 @@ def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
         (["--views", 100], "order 'fresh' never repeats a view"),
         (["--val-folder", "test"], r"has no folder 'test' \(its folders are train, val\)"),
         (["--student", "resnet18"], "expected torchvision:NAME"),
-        (["--student", "tests.unit.student.pattern_teacher:make_two_headed"], r"must return logits \[N, 6\]"),
+        (["--student", "tests.unit.student.pattern_teacher:make_two_headed"], r"returned tuple in training, not logits"),
         (["--lr", "1e30"], "the loss is .* try a lower --lr"),
     ],
 )
 def test_mistakes_are_named(data, tmp_path, more, words):
     with pytest.raises(ValueError, match=words):
-        distill(options(data, tmp_path / "out", "--epochs", 9, *more), ALONE, PatternTeacher())
+        distill(options(data, tmp_path / "out", "--epochs", 9, *more), ALONE, always(PatternTeacher()))
 
 
 def test_help_teaches(capsys):

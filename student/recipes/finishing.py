@@ -1,0 +1,107 @@
+"""What a run is worth: the student evaluated after each pass and at the end, and everything that is kept of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from teacherfarm.student.evaluation import Evaluation, evaluate
+from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.methods.distiller import Distiller
+from teacherfarm.student.recipes.distill_data import DistillData
+from teacherfarm.student.recipes.distill_teachers import DistillTeachers
+from teacherfarm.student.recipes.phase_training import AMP_TYPES
+from teacherfarm.student.recipes.ranks import Ranks
+from teacherfarm.student.recipes.report import ReportData, write_report
+from teacherfarm.student.recipes.run_log import RunLog
+from teacherfarm.student.recipes.trainee import Trainee
+from teacherfarm.student.tally import Tally
+
+RESULT_FILE = "result.json"
+
+
+class Finishing:
+    """Evaluates what the method would leave behind, without any teacher, on the validation images."""
+
+    def __init__(
+        self, options: argparse.Namespace, data: DistillData, trainee: Trainee, teachers: DistillTeachers, ranks: Ranks
+    ) -> None:
+        self._options, self._data, self._trainee = options, data, trainee
+        self._teachers, self._ranks = teachers, ranks
+        self._val_loader = data.val_loader()
+
+    def evaluate(self, distiller: Distiller) -> Evaluation:
+        """The student as it is now; all ranks together."""
+        return self._evaluate(distiller, self._val_loader)
+
+    def finish(
+        self,
+        distiller: Distiller,
+        log: RunLog | None,
+        loader: LabelledLoader[Any],
+        config: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """Evaluate beside the teacher, where there is one; the rank with a log writes the student and the report."""
+        options, teachers, trainee = self._options, self._teachers, self._trainee
+        card = teachers.card
+        tally = Tally(trainee.setup.student.num_classes, self._ranks.device)
+        with teachers.knowing_classes() as teacher:
+            val: Any = self._val_loader
+            if teacher is not None:
+                val = LabelledLoader(val, teacher, lambda batch: batch["crops"], on_mismatch="ignore")
+            result = self._evaluate(distiller, val, tally)
+        say(f"student  {result}")
+        if log is None:
+            return
+        torch.save(distiller.inference().state_dict(), options.out / "student.pt")
+        figures = {
+            "method": trainee.method.name,
+            "teacher": card.name,
+            "teacher_digest": card.teacher_digest,
+            **dataclasses.asdict(result),
+        }
+        (options.out / RESULT_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+        curves = log.draw()
+        report = write_report(
+            options.out,
+            ReportData(
+                title=f"{options.student} by {trainee.method.name} from {card.name}",
+                passes=log.rows,
+                result=result,
+                parts=log.curves_of_parts(),
+                tally=tally if result.crops else None,
+                classes=card.classes,
+                client=teachers.stats,
+                wire=options.teacher_address or "",
+                stall=loader.report(),
+                facts={
+                    "method": f"{trainee.method.name}: {trainee.method.about} ({trainee.method.paper})",
+                    "student": options.student,
+                    "teacher": f"{card.name}, digest {card.teacher_digest}",
+                    "data": f"{options.data}: {len(self._data.train)} images to train on, {len(self._data.val)} to "
+                    "evaluate",
+                    "labels": str(options.labels) if options.labels else "streamed",
+                    "processes": str(self._ranks.num_ranks),
+                },
+                settings=config,
+            ),
+        )
+        say(
+            f"written  {options.out}: student.pt, student.json, {RESULT_FILE}, log.csv, {curves.name}, {report.name}, "
+            "config.yaml, tensorboard/"
+        )
+
+    def _evaluate(self, distiller: Distiller, loader: Any, tally: Tally | None = None) -> Evaluation:
+        def split(batch: Any) -> tuple[Tensor, Tensor]:
+            return self._data.student_input(batch), self._data.val.targets(batch)
+
+        finished, device = distiller.inference(), self._ranks.device
+        amp = AMP_TYPES[self._options.amp]
+        return evaluate(finished, loader, device, split=split, amp_dtype=amp, tally=tally)
