@@ -52,8 +52,8 @@ class SP(Method):
             rows = wide(maps).flatten(1)
             weight = crop_weights(step, rows)
             difference = _similarity(rows, weight) - _similarity(self.teacher.take(step, rows).flatten(1), weight)
-            num_labels = gather_rows(weight).sum().clamp(min=1)
-            per_crop = difference.square().sum(dim=1) / num_labels
+            everybody = gather_rows(weight)
+            per_crop = (difference.square() * everybody).sum(dim=1) / everybody.sum().clamp(min=1e-12)
             similarity = weighted_mean(per_crop, step, rows)
         return {
             "similarity": self.settings.similarity_weight * similarity,

@@ -12,16 +12,17 @@ from tests.unit.student.methods.by_gradient import gradient_is_right
 ALONE = SPSettings(similarity_weight=1.0, soft_weight=0.0)
 
 
-def by_hand(student: np.ndarray, teacher: np.ndarray) -> float:
-    def gram(maps: np.ndarray) -> np.ndarray:
-        rows = maps.reshape(len(maps), -1).astype(np.float64)
-        table = np.zeros((len(rows), len(rows)))
-        for i in range(len(rows)):
-            for j in range(len(rows)):
-                table[i, j] = (rows[i] * rows[j]).sum()
-            table[i] /= np.sqrt((table[i] ** 2).sum())
-        return table
+def gram(maps: np.ndarray) -> np.ndarray:
+    rows = maps.reshape(len(maps), -1).astype(np.float64)
+    table = np.zeros((len(rows), len(rows)))
+    for i in range(len(rows)):
+        for j in range(len(rows)):
+            table[i, j] = (rows[i] * rows[j]).sum()
+        table[i] /= np.sqrt((table[i] ** 2).sum())
+    return table
 
+
+def by_hand(student: np.ndarray, teacher: np.ndarray) -> float:
     total = 0.0
     for row_s, row_t in zip(gram(student), gram(teacher), strict=True):
         for s, t in zip(row_s, row_t, strict=True):
@@ -65,6 +66,17 @@ def test_crops_without_a_label_take_no_part_in_either_matrix() -> None:
     assert gradient is not None
     assert gradient[kept].abs().sum() > 0
     assert not gradient[[1, 4]].any()
+
+
+def test_a_pair_counts_by_both_its_crops() -> None:
+    setup = make_setup()
+    outputs, weight = make_outputs(setup, 3, dtype=torch.float64), np.array([1, 0.5, 0.25])
+    whole = make_step(3, setup.card, SP.asks(ALONE, setup).spec)
+    partly = make_step(3, setup.card, whole.labels.spec, weight=weight)  # type: ignore[union-attr]
+    student, teacher = outputs.features["stage3"].detach().numpy(), whole.labels.output("layer3")  # type: ignore[union-attr]
+    pairs = np.outer(weight, weight)
+    expected = (pairs * (gram(student) - gram(teacher)) ** 2).sum() / pairs.sum()
+    assert SP(ALONE, setup).loss(outputs, partly)["similarity"].item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_no_label_at_all_gives_nothing_and_no_nan() -> None:
