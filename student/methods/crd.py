@@ -139,6 +139,6 @@ class CRD(Method):
     def _remember(self, images: Tensor, student: Tensor, teacher: Tensor, weight: Tensor) -> None:
         images = gather_rows(images)
         values = gather_rows(torch.cat([student, teacher, weight[:, None]], dim=1))
-        students, teachers, weights = values.split([student.shape[1], teacher.shape[1], 1], dim=1)
+        students, teachers = values[:, :-1].chunk(2, dim=1)
         for memory, vectors in ((self.of_student, students), (self.of_teacher, teachers)):
-            memory.move(images, vectors, weights[:, 0], self.settings.momentum)
+            memory.move(images, vectors, values[:, -1], self.settings.momentum)

@@ -57,7 +57,8 @@ def draw_other_classes(classes: Tensor, images: Tensor, targets: Tensor, count: 
     noise = _scramble(_scramble(_scramble(images) + seed)[:, None] + numbers)
     place = noise.remainder((len(classes) - size).clamp(min=1))
     place = torch.where(place >= begin[:, None], place + size, place)
-    return order[place.clamp(max=len(classes) - 1)]
+    drawn: Tensor = order[place.clamp(max=len(classes) - 1)]
+    return drawn
 
 
 def _scramble(numbers: Tensor) -> Tensor:
@@ -69,4 +70,5 @@ def _scramble(numbers: Tensor) -> Tensor:
 
 def _shifted(numbers: Tensor, shift: int) -> Tensor:
     """To the right, filled with zeros: >> repeats the sign."""
-    return (numbers >> shift) & (2 ** (64 - shift) - 1)
+    shifted: Tensor = (numbers >> shift) & (2 ** (64 - shift) - 1)
+    return shifted

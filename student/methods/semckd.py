@@ -98,7 +98,7 @@ class SemCKD(Method):
     def _errors(self, row: int, maps: Tensor, teachers: list[Tensor]) -> Tensor:
         """Mean squared errors of one stage's projections to each of the teacher's stages [N, T]."""
         errors = []
-        for project, theirs in zip(self.projections[row], teachers, strict=True):  # type: ignore[arg-type]
+        for project, theirs in zip(self.projections[row].children(), teachers, strict=True):
             height, width = min(maps.shape[2], theirs.shape[2]), min(maps.shape[3], theirs.shape[3])
             difference = project(pool(maps, height, width)) - pool(theirs, height, width)
             errors.append(difference.square().flatten(1).mean(dim=1))
