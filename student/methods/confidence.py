@@ -56,7 +56,7 @@ class ConfidenceHistory(nn.Module):
         order = torch.argsort(rows, stable=True)
         ordered = rows[order]
         nth = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
-        self.values[ordered, (self.seen[ordered] + nth) % self.length] = confidences[order]
+        self.values[ordered, (self.seen[ordered] + nth) % self.length] = confidences[order].to(self.values)
         self.seen.index_add_(0, rows, torch.ones_like(rows))
 
     @torch.no_grad()
