@@ -17,10 +17,11 @@ from teacherfarm.student import TeacherClient
 from teacherfarm.student.crop_collate import Crops
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import Asks, Phase, Setup, Step, TeacherHead
-from teacherfarm.student.methods.registry import find_method
+from teacherfarm.student.methods.registry import METHODS, find_method
 from teacherfarm.student.methods.student_taps import TappedStudent
 from teacherfarm.student.mixed_crops import MixedCrops
 from tests.methods import STUDENT_TAPS, tiny_student
+from tests.tiny_tokens import tiny_tokens
 
 IMAGES, CROPS_PER_IMAGE = 4, 2
 BATCH = IMAGES * CROPS_PER_IMAGE
@@ -32,7 +33,7 @@ RATE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How a method is tried out where the plain way does not do: with another teacher, student or setting."""
+    """How a method is tried out: the teacher, the student and its taps, settings that are not the defaults."""
 
     teacher: str = "tiny"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -41,21 +42,27 @@ class Trial:
 
 
 TRIALS: Mapping[str, Trial] = {
+    **{method: Trial() for method in METHODS},
     "dkd": Trial(settings={"warm_up_epochs": 0}),
     "sigmoid-kd": Trial(teacher="several"),
+    "tokens": Trial(teacher="tokens", student=lambda: tiny_tokens(2, 8, classes=10), taps=("norm",)),
+    # The same in other ways: method, slash, which way.
+    "kd/ensemble": Trial(teacher="pair", settings={"temperature": 1.0}),
+    "meal-v2/ensemble": Trial(teacher="pair"),
+    "meal-v2/top-5": Trial(settings={"top_k": 5, "cutmix": True}),
+    "fkd/mixed": Trial(settings={"mix": "fkd"}),
+    "fkd/all-classes": Trial(settings={"form": "full"}),
+    "ferkd/selfmix": Trial(settings={"mix": "selfmix"}),
+    "embedding/no-classes": Trial(teacher="tokens", student=lambda: tiny_student(classes=16)),
+    "tokens/maps": Trial(taps=("stage2",)),
+    "simkd/factor-4": Trial(settings={"factor": 4}),
 }
+"""Every method of the registry, and some in several ways."""
 
 
-def trial_of(method: str) -> Trial:
-    """A method that is not named above is tried the plain way."""
-    return TRIALS.get(method, Trial())
-
-
-def build(
-    method: str, card: TeacherCard, head: TeacherHead | None, *, crops_per_image: int = CROPS_PER_IMAGE
-) -> tuple[Distiller, list[Phase]]:
-    """Student and method with weights of a seed, and the run's phases."""
-    trial, kind = trial_of(method), find_method(method)
+def build(name: str, card: TeacherCard, head: TeacherHead | None) -> tuple[Distiller, list[Phase]]:
+    """Student and method of a trial with weights of a seed, and the run's phases."""
+    trial, kind = TRIALS[name], find_method(name.partition("/")[0])
     torch.manual_seed(0)
     student = TappedStudent(trial.student(), trial.taps)
     setup = Setup(
@@ -63,7 +70,7 @@ def build(
         student=student.measure(32, 32),
         num_samples=NUM_SAMPLES,
         batch_size=BATCH,
-        crops_per_image=crops_per_image,
+        crops_per_image=CROPS_PER_IMAGE,
         epochs=EPOCHS,
         head=head,
     )
@@ -82,16 +89,16 @@ def pixels_of(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
-def train_from(address: str, method: str) -> list[dict[str, float]]:
+def train_from(address: str, name: str) -> list[dict[str, float]]:
     """The loss's parts in each step of a short run against a teacher, the same run for every address."""
-    teacher = trial_of(method).teacher
+    teacher = TRIALS[name].teacher
     with TeacherClient(address, teacher) as client:
         card = client.card
         head = None
         if card.has_head:
             given = client.head()
             head = TeacherHead(weight=torch.from_numpy(given.weight), bias=torch.from_numpy(given.bias))
-    distiller, phases = build(method, card, head)
+    distiller, phases = build(name, card, head)
     losses = []
     for number, phase in enumerate(phases):
         distiller.enter(number)

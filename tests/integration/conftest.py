@@ -43,6 +43,8 @@ def method_models(tapped_models: Path, tmp_path_factory: pytest.TempPathFactory)
     models = tmp_path_factory.mktemp("method_models")
     shutil.copytree(tapped_models / "tiny", models / "tiny")
     export_teacher("tests.method_teachers:make_several", models)
+    export_teacher("tests.method_teachers:make_pair", models)
+    export_teacher("tests.tiny_tokens:make", models, taps=["norm"])
     return models
 
 

@@ -20,8 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.methods.method import Step
-from teacherfarm.student.methods.registry import METHODS
-from tests.method_runs import BATCH, STEPS, build, optimizer_of, trial_of
+from tests.method_runs import BATCH, STEPS, TRIALS, build, optimizer_of
 from tests.methods import make_head, make_step
 
 torch.set_num_threads(1)
@@ -53,10 +52,10 @@ def rows_of(step, rows):
     )
 
 
-def train(method, card, rows, wrap):
-    """Losses, and the weights at the end of each phase."""
+def train(trial, card, rows, wrap):
+    """Losses, and the weights and memories at the end of each phase."""
     head = make_head(card) if card.has_head else None
-    distiller, phases = build(method, card, head, crops_per_image=1)
+    distiller, phases = build(trial, card, head)
     distiller.double()
     losses, weights = [], []
     for number, phase in enumerate(phases):
@@ -73,7 +72,7 @@ def train(method, card, rows, wrap):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        weights.append({name: each.detach().clone() for name, each in distiller.named_parameters()})
+        weights.append({name: each.clone() for name, each in distiller.state_dict().items()})
     return losses, weights
 
 
@@ -81,21 +80,21 @@ def all_methods(rank, folder, cards):
     """A rank's runs, one file each; a process group for each, so that a method that fails disturbs no other."""
     torch.set_num_threads(1)
     rows = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
-    for method in METHODS:
+    for trial in TRIALS:
         distributed.init_process_group(
             "gloo",
-            init_method=f"file://{folder}/{method}",
+            init_method=f"file://{folder}/{trial.replace('/', '-')}",
             rank=rank,
             world_size=RANKS,
             timeout=datetime.timedelta(seconds=20),
         )
         try:
-            found = train(method, TeacherCard.from_json(cards[trial_of(method).teacher]), rows, DistributedDataParallel)
+            found = train(trial, TeacherCard.from_json(cards[TRIALS[trial].teacher]), rows, DistributedDataParallel)
         except Exception:
             found = traceback.format_exc()
         finally:
             distributed.destroy_process_group()
-        torch.save(found, f"{folder}/{method}-{rank}.pt")
+        torch.save(found, f"{folder}/{trial.replace('/', '-')}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +109,11 @@ def on_two_ranks(cards, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_equal_one_process(method, on_two_ranks, cards):
-    card = TeacherCard.from_json(cards[trial_of(method).teacher])
-    losses, weights = train(method, card, slice(None), nn.Identity())
-    found = [torch.load(on_two_ranks / f"{method}-{rank}.pt") for rank in range(RANKS)]
+@pytest.mark.parametrize("trial", TRIALS)
+def test_two_ranks_equal_one_process(trial, on_two_ranks, cards):
+    card = TeacherCard.from_json(cards[TRIALS[trial].teacher])
+    losses, weights = train(trial, card, slice(None), nn.Identity())
+    found = [torch.load(on_two_ranks / f"{trial.replace('/', '-')}-{rank}.pt") for rank in range(RANKS)]
     for each in found:
         assert not isinstance(each, str), each
     np.testing.assert_allclose(np.mean([each[0] for each in found], axis=0), losses, rtol=1e-9, atol=1e-12)

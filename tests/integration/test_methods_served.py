@@ -9,9 +9,8 @@ import functools
 import pytest
 import torch
 
-from teacherfarm.student.methods.registry import METHODS
 from tests.farm_process import FarmProcess
-from tests.method_runs import STEPS, train_from
+from tests.method_runs import STEPS, TRIALS, train_from
 
 torch.set_num_threads(1)
 
@@ -24,13 +23,13 @@ def farm(method_models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_locally(method_models):
-    """``trained_locally(method)``: the losses with the teacher in this process."""
-    return functools.cache(lambda method: train_from(f"local://{method_models}", method))
+    """``trained_locally(trial)``: the losses with the teacher in this process."""
+    return functools.cache(lambda trial: train_from(f"local://{method_models}", trial))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_over_a_wire_as_it_does_locally(method, wire, farm, trained_locally):
-    over_the_wire, alone = train_from(getattr(farm, wire), method), trained_locally(method)
+@pytest.mark.parametrize("trial", TRIALS)
+def test_a_method_trains_over_a_wire_as_it_does_locally(trial, wire, farm, trained_locally):
+    over_the_wire, alone = train_from(getattr(farm, wire), trial), trained_locally(trial)
     assert len(over_the_wire) >= STEPS
     assert any(part != 0 for parts in over_the_wire for part in parts.values())
     for there, here in zip(over_the_wire, alone, strict=True):
