@@ -18,7 +18,7 @@ class KDSettings:
 
     temperature: float = setting(4.0, "of teacher and student")
     hard_weight: float = setting(1.0, "factor of the cross-entropy with the data's own labels")
-    soft_weight: float = setting(1.0, "factor of T^2 KL(teacher || student)")
+    soft_weight: float = setting(1.0, "factor of T^2 KL(teacher || student); 0: the student alone, no teacher is asked")
 
 
 class KD(Method):
@@ -33,13 +33,17 @@ class KD(Method):
     @classmethod
     def asks(cls, settings: KDSettings, setup: Setup) -> Asks:
         need_classes(cls.name, setup, temperature=settings.temperature)
-        return Asks(spec=LabelSpec(), targets=settings.hard_weight > 0)
+        if settings.soft_weight == 0 and settings.hard_weight == 0:
+            raise ValueError("kd learns nothing with a soft and a hard weight of 0")
+        return Asks(spec=LabelSpec() if settings.soft_weight else None, targets=settings.hard_weight > 0)
 
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
-        assert step.labels is not None
         settings = self.settings
-        soft = kd_divergence(outputs.logits, step.labels, settings.temperature, t_squared=True)
-        parts = {"kd": settings.soft_weight * soft}
+        parts = {}
+        if settings.soft_weight:
+            assert step.labels is not None
+            soft = kd_divergence(outputs.logits, step.labels, settings.temperature, t_squared=True)
+            parts["kd"] = settings.soft_weight * soft
         if settings.hard_weight:
             parts["ce"] = settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
         return parts
