@@ -120,6 +120,14 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="train from labels recorded there (a folder or fsspec URL); a teacher given as well is asked for others",
     )
     teacher.add_argument(
+        "--label-maps",
+        metavar="DIR",
+        help="train from ReLabel's label maps, CLASS/IMAGE.pt, without a teacher (--method relabel, or fkd)",
+    )
+    teacher.add_argument(
+        "--upright-maps", action="store_true", help="their last axis runs across the image, not down it as ReLabel's"
+    )
+    teacher.add_argument(
         "--record", metavar="DIR", help="keep what the teacher streams; with the same --labels, ask for nothing twice"
     )
     teacher.add_argument(

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from teacherfarm.student.evaluation import Evaluation, evaluate
@@ -16,6 +15,7 @@ from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.distill_teachers import DistillTeachers
+from teacherfarm.student.recipes.finished import StudentCard, save_student
 from teacherfarm.student.recipes.phase_training import AMP_TYPES
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recipes.report import ReportData, write_report
@@ -60,7 +60,7 @@ class Finishing:
         say(f"student  {result}")
         if log is None:
             return
-        torch.save(distiller.inference().state_dict(), options.out / "student.pt")
+        save_student(options.out, distiller.inference(), self._student_card(distiller))
         figures = {
             "method": trainee.method.name,
             "teacher": card.name,
@@ -75,7 +75,7 @@ class Finishing:
                 title=f"{options.student} by {trainee.method.name} from {card.name}",
                 passes=log.rows,
                 result=result,
-                parts=log.curves_of_parts(),
+                parts=log.parts,
                 tally=tally if result.crops else None,
                 classes=card.classes,
                 client=teachers.stats,
@@ -96,6 +96,22 @@ class Finishing:
         say(
             f"written  {options.out}: student.pt, student.json, {RESULT_FILE}, log.csv, {curves.name}, {report.name}, "
             "config.yaml, tensorboard/"
+        )
+
+    def _student_card(self, distiller: Distiller) -> StudentCard:
+        options, card = self._options, self._teachers.card
+        return StudentCard(
+            source=options.student,
+            num_outputs=self._trainee.setup.student.num_classes,
+            method=self._trainee.method.name,
+            rendering=self._data.student_rendering,
+            mean=tuple(options.mean),
+            std=tuple(options.std),
+            center_crop_fraction=card.center_crop_fraction,
+            classes=card.classes,
+            teacher=card.name,
+            teacher_digest=card.teacher_digest,
+            plan=distiller.method.inference_plan(),
         )
 
     def _evaluate(self, distiller: Distiller, loader: Any, tally: Tally | None = None) -> Evaluation:

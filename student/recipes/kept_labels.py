@@ -1,8 +1,9 @@
-"""What ``--labels`` and ``--record`` mean for a run: whose labels, of which crops, and where they come from."""
+"""What ``--labels``, ``--label-maps`` and ``--record`` mean for a run: whose labels, of which crops, from where."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,15 @@ from teacherfarm.label_store.label_directory import LabelDirectory
 from teacherfarm.label_store.manifest import Manifest
 from teacherfarm.label_store.recorded_card import read_card, write_card
 from teacherfarm.label_store.recorded_labels import RecordedLabels
+from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.soft_label import LABELS, LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.crop_dataset import CropDataset
-from teacherfarm.student.image_sources import ImageSource
+from teacherfarm.student.image_sources import ImageSource, SampleImages
+from teacherfarm.student.label_maps import LabelMapTeacher
 from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
 from teacherfarm.student.methods.method import Method, MethodMismatch
+from teacherfarm.student.recipes.folders import find_samples
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recorded_boxes import RecordedBoxes
 from teacherfarm.student.recorded_teacher import OnMissing, RecordedTeacher
@@ -36,10 +40,12 @@ class KeptLabels:
         replayed = options.labels
         if replayed is not None and replayed == options.record and not LabelDirectory(replayed).exists():
             replayed = None  # the first run of several, which replays what it has recorded itself
-        if options.teacher_address is None and replayed is None:
+        if options.teacher_address is None and replayed is None and options.label_maps is None:
             raise ValueError(
-                "who labels? Give --teacher-address ADDRESS, or --labels DIR to train from recorded labels without one"
+                "who labels? Give --teacher-address ADDRESS, or --labels DIR or --label-maps DIR to train without one"
             )
+        if options.label_maps is not None and (options.teacher_address, replayed, options.record) != (None, None, None):
+            raise ValueError("--label-maps label every crop: leave --teacher-address, --labels and --record out")
         if options.record is not None and options.teacher_address is None:
             raise ValueError("--record keeps what a teacher streams: give --teacher-address as well")
         self.recorded = None if replayed is None else RecordedLabels.open(replayed)
@@ -47,6 +53,7 @@ class KeptLabels:
         self.asks = options.teacher_address is not None
         self._recording: RecordingTeacher | None = None
         self._replaying: list[RecordedTeacher] = []
+        self._closing = contextlib.ExitStack()
 
     def __str__(self) -> str:
         recorded = self.recorded
@@ -61,31 +68,38 @@ class KeptLabels:
         spec = LabelSpec() if self.recorded is None else self.recorded.manifest.spec
         known = {setting.name for setting in dataclasses.fields(method.Settings)}
         decided = {"top_k": spec.top_k, "temperature": spec.temperature} if spec.top_k else {}
-        return decided if decided.keys() <= known else {}
+        return {name: value for name, value in decided.items() if name in known}
 
     def card(self, teacher: Teacher | None) -> TeacherCard:
-        """The teacher's card, or the recorded one where no teacher is asked."""
+        """The teacher's card, or the recorded one where no teacher is asked; label maps have the data's classes."""
         if teacher is not None:
             return teacher.card
+        if self.options.label_maps is not None:
+            return label_maps_card(self.options)
         assert self.recorded is not None
         return read_card(self.options.labels, self.recorded.manifest)
 
     def spec(self, card: TeacherCard, asked: LabelSpec) -> LabelSpec:
-        """What labels will hold: what a method asks, or what is recorded where that is at least as much.
+        """What labels will hold: what a method asks, or what is recorded. Whether recorded classes are enough, the
+        method says itself.
 
-        Raises MethodMismatch where the recorded labels hold too little, LabelsMismatch where they are another
-        teacher's or of other crops.
+        Raises MethodMismatch where an output is missing, LabelsMismatch where labels are another teacher's or of other
+        crops.
         """
         asked = asked.resolve(card)
+        if self.options.label_maps is not None and set(asked.outputs) != {LABELS}:
+            raise MethodMismatch(
+                f"method {self.options.method} asks for {', '.join(asked.outputs)}, label maps hold classes alone: "
+                "use --method relabel or fkd"
+            )
         if self.recorded is None:
             return asked
         manifest = self.recorded.manifest
         spec = manifest.spec
-        too_few = spec.top_k and not (0 < asked.top_k <= spec.top_k and asked.temperature == spec.temperature)
-        if set(asked.outputs) - set(spec.outputs) or (LABELS in asked.outputs and too_few):
+        if set(asked.outputs) - set(spec.outputs):
             raise MethodMismatch(
-                f"method {self.options.method} asks for {asked}, {self.options.labels} holds {spec}: record them anew "
-                "with this method and --record DIR, stream them, or choose another --method"
+                f"method {self.options.method} asks for {', '.join(asked.outputs)}, {self.options.labels} holds "
+                f"{', '.join(spec.outputs)}: stream them, record them with --record DIR, or choose another --method"
             )
         wanted = Manifest.of(
             card,
@@ -119,6 +133,12 @@ class KeptLabels:
 
     def source(self, dataset: CropDataset, teacher: Teacher | None, ranks: Ranks) -> LabelSource | LabelSourceBySample:
         """Who answers this data set's crops; all ranks ask together."""
+        if self.options.label_maps is not None:
+            on_missing: OnMissing = "skip" if self.options.on_starved == "skip" else "raise"
+            card, upright = label_maps_card(self.options), self.options.upright_maps
+            maps = LabelMapTeacher(self.options.label_maps, dataset, card, upright=upright, on_missing=on_missing)
+            self._closing.callback(maps.close)
+            return maps
         live: Teacher | RecordingTeacher | None = teacher
         if self.options.record is not None and teacher is not None:
             if self._recording is None:
@@ -130,7 +150,7 @@ class KeptLabels:
             assert live is not None
             return live
         labels = self.recorded or RecordedLabels.open(self.options.labels)
-        on_missing: OnMissing = "skip" if self.options.on_starved == "skip" else "raise"
+        on_missing = "skip" if self.options.on_starved == "skip" else "raise"
         replaying = RecordedTeacher(labels, dataset, otherwise=live, on_missing=on_missing)
         self._replaying = [replaying]
         return replaying
@@ -144,7 +164,8 @@ class KeptLabels:
                 replaying.refresh()
 
     def close(self, *, seal: bool) -> None:
-        """End the recording, if any."""
+        """End the recording, if any, and the reading of label maps."""
+        self._closing.close()
         if self._recording is not None:
             self._recording.close(seal=seal)
 
@@ -191,6 +212,24 @@ class KeptLabels:
             write_card(options.record, teacher.card)
         ranks.meet()
         return recording if ranks.first else open_recording()
+
+
+def label_maps_card(options: argparse.Namespace) -> TeacherCard:
+    """Whoever made label maps: a teacher of the training data's own classes, in their order."""
+    classes = SampleImages(find_samples(options.data, options.train_folder, "--train-folder")).classes
+    size = options.student_size or 224
+    return TeacherCard(
+        name="label maps",
+        teacher_digest="",
+        artifact_digest="",
+        model_file="",
+        crop_format=CropFormat(height=size, width=size),
+        rendering=Rendering(height=size, width=size),
+        num_classes=len(classes),
+        activation="softmax",
+        features=(),
+        classes=tuple(classes),
+    )
 
 
 def advance(bar: tqdm[Any]) -> Callable[[int], None]:

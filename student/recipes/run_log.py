@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +72,6 @@ class RunLog:
         for name, value in dataclasses.asdict(row).items():
             if name != "steps":
                 self._tensorboard.add_scalar(f"pass/{name}", value, row.steps)
-
-    def curves_of_parts(self) -> dict[str, list[float]]:
-        """Each part of the loss over the passes; NaN where a pass had no such part."""
-        return {name: [parts.get(name, math.nan) for parts in self.parts] for name in self._part_names()}
 
     def draw(self) -> Path:
         """Loss, accuracy and stall over epochs, as a picture."""

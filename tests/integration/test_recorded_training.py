@@ -13,6 +13,7 @@ import torch
 
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.student.recipes import distill
+from teacherfarm.student.recipes.phase_training import PhaseTraining
 from tests.farm_process import ROOT
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
@@ -37,23 +38,24 @@ def arguments(data, out, *more):
 
 
 def run(data, out, *more):
-    parser = argparse.ArgumentParser()
-    distill.add_arguments(parser)
-    return distill.main(parser.parse_args(arguments(data, out, *more)))
+    parser, given = argparse.ArgumentParser(), arguments(data, out, *more)
+    distill.add_arguments(parser, given)
+    return distill.main(parser.parse_args(given))
 
 
 @pytest.fixture
 def trained(monkeypatch):
     """Every batch that was trained on: its label records, weights and loss."""
     seen = []
-    loss_of = distill.loss_of
+    backward = PhaseTraining.backward
 
-    def noted(options, logits, labels, targets):
-        loss = loss_of(options, logits, labels, targets)
-        seen.append((labels.records.tobytes(), labels.weight.tobytes(), loss.item()))
-        return loss
+    def noted(self, pixels, step, **how):
+        parts = backward(self, pixels, step, **how)
+        loss = sum(part.item() for part in parts.values())
+        seen.append((step.labels.records.tobytes(), step.labels.weight.tobytes(), loss))
+        return parts
 
-    monkeypatch.setattr(distill, "loss_of", noted)
+    monkeypatch.setattr(PhaseTraining, "backward", noted)
     return seen
 
 

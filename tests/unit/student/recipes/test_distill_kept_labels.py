@@ -15,8 +15,11 @@ from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.faults import DamagedLabels, LabelsMismatch, LabelsMissing, ReplayRefused
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.image_sources import image_source
+from teacherfarm.student.methods.method import MethodMismatch
+from teacherfarm.student.methods.registry import find_method
 from teacherfarm.student.recipes import distill as recipe
 from teacherfarm.student.recipes.kept_labels import KeptLabels
+from teacherfarm.student.recipes.phase_training import PhaseTraining
 from teacherfarm.student.recipes.ranks import Ranks
 from tests.unit.student.image_folders import write_images
 from tests.unit.student.pattern_teacher import CLASSES, PatternTeacher
@@ -41,27 +44,33 @@ def data(tmp_path_factory):
 def trained(monkeypatch):
     """Every batch that was trained on: its label records, weights and loss."""
     seen = []
-    loss_of = recipe.loss_of
+    backward = PhaseTraining.backward
 
-    def noted(options, logits, labels, targets):
-        loss = loss_of(options, logits, labels, targets)
-        seen.append((labels.records.tobytes(), labels.weight.tobytes(), loss.item()))
-        return loss
+    def noted(self, pixels, step, **how):
+        parts = backward(self, pixels, step, **how)
+        loss = sum(part.item() for part in parts.values())
+        seen.append((step.labels.records.tobytes(), step.labels.weight.tobytes(), loss))
+        return parts
 
-    monkeypatch.setattr(recipe, "loss_of", noted)
+    monkeypatch.setattr(PhaseTraining, "backward", noted)
     return seen
 
 
 def options(data, out, *more):
-    parser = argparse.ArgumentParser()
-    recipe.add_arguments(parser)
     always = ["--student", "tests.unit.student.pattern_teacher:make_student", "--workers", 0, "--device", "cpu"]
-    short = ["--batch-size", 8, "--epochs", 4, "--lr", 0.3]
-    return parser.parse_args(list(map(str, [data, "--out", out, *always, *short, *more])))
+    short = ["--batch-size", 8, "--epochs", 4, "--lr", 0.3, "--measure-link", 0]
+    given = list(map(str, [data, "--out", out, *always, *short, *more]))
+    parser = argparse.ArgumentParser()
+    recipe.add_arguments(parser, given)
+    return parser.parse_args(given)
 
 
 def run(data, out, teacher, *more):
-    return recipe.distill(KeptLabels(options(data, out, *more)), ALONE, teacher)
+    def connect(*, spec=None, digest="", by_reference=None):
+        teacher.spec = (spec or LabelSpec()).resolve(teacher.card)
+        return teacher
+
+    return recipe.distill(KeptLabels(options(data, out, *more)), ALONE, connect)
 
 
 def taken(seen):
@@ -75,14 +84,13 @@ def taken(seen):
     [
         IN_TURN,
         ["--order", "permute", "--views", 5, "--crops-per-image", 2, "--epochs", 6, "--ema", 0.9],
-        [*IN_TURN, "--top-k", 3, "--temperature", 2, "--completion", "renorm"],
+        [*IN_TURN, "--top-k", 3, "--temperature", 2, "--form", "marginal-renorm"],
     ],
     ids=["in turn", "drawn, two at once", "top-3"],
 )
 def test_a_run_that_replays_equals_the_run_that_recorded(data, tmp_path, trained, more, capsys):
-    spec = LabelSpec(top_k=3, temperature=2.0) if "--top-k" in more else LabelSpec()
     labels = tmp_path / "labels"
-    assert run(data, tmp_path / "1", PatternTeacher(spec=spec), *ADDRESS, "--record", labels, *more) == 0
+    assert run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels, *more) == 0
     assert f"--labels {labels} --order {more[1]} trains from the same ones" in capsys.readouterr().out
     first = taken(trained)
     assert run(data, tmp_path / "2", None, "--labels", labels, *more) == 0
@@ -152,8 +160,8 @@ def test_m_of_the_recorded_views_as_in_fkd(data, tmp_path, trained, monkeypatch)
         return soft_labels(self, rows, views)
 
     monkeypatch.setattr(RecordedLabels, "soft_labels", noted)
-    rates, of = [], recipe.learning_rate
-    monkeypatch.setattr(recipe, "learning_rate", lambda *a, **k: rates.append(of(*a, **k)) or rates[-1])
+    rates, of = [], PhaseTraining.rate
+    monkeypatch.setattr(PhaseTraining, "rate", lambda *a: rates.append(of(*a)) or rates[-1])
     with pytest.warns(UserWarning, match=r"8 views per sample are replayed.*at least 50"):
         run(data, tmp_path / "2", None, "--labels", labels, "--crops-per-image", 4, "--epochs", 12, "--seed", 3)
     # Two passes of four epochs each, then four single-crop ones; six batches in each.
@@ -179,7 +187,6 @@ def test_m_of_the_recorded_views_as_in_fkd(data, tmp_path, trained, monkeypatch)
     ("more", "words"),
     [
         (["--crop-scale", 0.1, 0.9], r"plan.scale \[0.5, 1.0\], wanted is \[0.1, 0.9\]"),
-        (["--top-k", 2], "spec.top_k 0, wanted is 2"),
         (["--teacher-address", "zmq://unused:1"], "teacher_digest 'digest-of-patterns', wanted is 'digest-of-others'"),
     ],
 )
@@ -190,6 +197,15 @@ def test_other_labels_than_asked_are_refused(data, tmp_path, more, words):
     other.card = dataclasses.replace(other.card, teacher_digest="digest-of-others")
     with pytest.raises(LabelsMismatch, match=f"{words}.*record anew"):
         run(data, tmp_path / "2", other if "--teacher-address" in more else None, "--labels", labels, *more)
+
+
+def test_labels_that_hold_too_little_for_a_method_are_refused(data, tmp_path):
+    labels, top = tmp_path / "labels", ["--top-k", 3, "--temperature", 2, *IN_TURN]
+    run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels, *top)
+    with pytest.raises(MethodMismatch, match="needs the whole distribution, the labels hold its top 3"):
+        run(data, tmp_path / "2", None, "--labels", labels, "--method", "dkd")
+    with pytest.raises(MethodMismatch, match="labels keep 3 classes, the method wants the 5"):
+        run(data, tmp_path / "3", None, "--labels", labels, "--top-k", 5, "--temperature", 2)
 
 
 def test_what_was_not_recorded_ends_a_replay_or_is_left_out(data, tmp_path, trained):
@@ -206,14 +222,17 @@ def test_what_was_not_recorded_ends_a_replay_or_is_left_out(data, tmp_path, trai
 
 def test_the_labels_decide_what_the_options_leave_open(data, tmp_path):
     labels = tmp_path / "labels"
-    run(data, tmp_path / "1", PatternTeacher(spec=LabelSpec(top_k=3, temperature=4.0)), *ADDRESS, "--record", labels,
+    run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels,
         "--top-k", 3, "--temperature", 4, *IN_TURN, "--seed", 7)  # fmt: skip
     kept = KeptLabels(options(data, tmp_path / "2", "--labels", labels))
     filled = kept.options
-    assert (filled.order, filled.views, filled.top_k, filled.temperature) == ("permute", 4, 3, 4.0)
+    assert (filled.order, filled.views) == ("permute", 4)
+    assert kept.decided_for(find_method("fkd")) == {"top_k": 3, "temperature": 4.0}
+    assert kept.decided_for(find_method("kd")) == {"temperature": 4.0}
+    assert kept.decided_for(find_method("sskd")) == {}
     assert kept.plan(kept.card(None), image_source(data / "train")).seed == 7
     alone = KeptLabels(options(data, tmp_path / "2", *ADDRESS)).options
-    assert (alone.order, alone.views, alone.top_k, alone.temperature) == ("fresh", None, 0, 1.0)
+    assert (alone.order, alone.views) == ("fresh", None)
     (labels / "card.json").unlink()
     card = kept.card(None)
     assert (card.name, card.num_classes, card.classes) == ("patterns", 6, ())
@@ -224,15 +243,16 @@ def test_the_labels_decide_what_the_options_leave_open(data, tmp_path):
 
 def test_fkds_files_train_as_the_labels_that_they_were_made_of(data, tmp_path, trained):
     labels, fkd, again = tmp_path / "labels", tmp_path / "fkd", tmp_path / "again"
-    run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels, *IN_TURN)
+    full = ["--form", "full"]
+    run(data, tmp_path / "1", PatternTeacher(), *ADDRESS, "--record", labels, *IN_TURN, *full)
     taken(trained)
     assert cli.main(["labels", "export", "fkd", str(labels), "--out", str(fkd), "--form", "full"]) == 0
     source = ["--data", str(data / "train"), "--card", str(labels / "card.json")]
     assert cli.main(["labels", "import", "fkd", str(fkd), *source, "--out", str(again)]) == 0
     assert RecordedLabels.open(str(again)).manifest.plan is None
-    run(data, tmp_path / "2", None, "--labels", labels, "--seed", 0)
+    run(data, tmp_path / "2", None, "--labels", labels, "--seed", 0, *full)
     before = taken(trained)
-    run(data, tmp_path / "3", None, "--labels", again, "--seed", 0)
+    run(data, tmp_path / "3", None, "--labels", again, "--seed", 0, *full)
     # Labels and pixels: the loss is of both.
     assert taken(trained) == before
     for more in (["--crop-scale", 0.1, 0.9], ["--record", tmp_path / "other", *ADDRESS]):
@@ -242,7 +262,7 @@ def test_fkds_files_train_as_the_labels_that_they_were_made_of(data, tmp_path, t
 
 
 def test_somebody_must_label(data, tmp_path):
-    with pytest.raises(ValueError, match="Give --teacher-address ADDRESS, or --labels DIR"):
+    with pytest.raises(ValueError, match="Give --teacher-address ADDRESS, or --labels DIR or --label-maps DIR"):
         KeptLabels(options(data, tmp_path))
     with pytest.raises(ValueError, match="no recorded labels in"):
         KeptLabels(options(data, tmp_path, "--labels", tmp_path / "none"))

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from teacherfarm.student.recipes.passes import learning_rate, plan_passes
+from teacherfarm.student.recipes.passes import LearningRate, plan_passes, plan_phases
 
 
 def shape(passes):
@@ -32,7 +32,7 @@ def test_no_epochs_is_a_mistake():
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
     def rate(epoch):
-        return learning_rate(epoch, peak=2.0, epochs=30, warmup_epochs=10)
+        return LearningRate(peak=2.0, epochs=30, warmup_epochs=10).at(epoch)
 
     assert rate(0) == pytest.approx(0.02)
     assert rate(5) == pytest.approx(2 * (0.01 + 0.99 / 2))
@@ -40,4 +40,22 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine():
     assert rate(20) == pytest.approx(1)
     assert rate(30) == pytest.approx(0)
     assert rate(15) == pytest.approx(1 + math.cos(math.pi / 4))
-    assert learning_rate(0, peak=1, epochs=1, warmup_epochs=0) == 1
+    assert LearningRate(peak=1, epochs=1).at(0) == 1
+
+
+def test_the_learning_rate_goes_by_steps_or_stays():
+    stepwise = LearningRate(peak=1.0, epochs=9, schedule="steps", steps=(3, 6), factor=0.5, warmup_epochs=1)
+    assert [stepwise.at(epoch) for epoch in (0, 1, 2.9, 3, 6, 9)] == [0.01, 1.0, 1.0, 0.5, 0.25, 0.25]
+    assert [LearningRate(peak=1.0, epochs=9, schedule="constant").at(epoch) for epoch in (0, 9)] == [1.0, 1.0]
+    assert LearningRate(peak=1.0, epochs=9, floor=0.2).at(9) == 0.2
+    with pytest.raises(ValueError, match="go together"):
+        LearningRate(peak=1.0, epochs=9, schedule="steps")
+    with pytest.raises(ValueError, match="go together"):
+        LearningRate(peak=1.0, epochs=9, steps=(3,))
+
+
+def test_phases_have_passes_of_their_own():
+    passes = plan_phases([(0, 6), (6, 8)], 2)
+    assert [(one.epoch, one.crops_per_image, one.phase) for one in passes] == [
+        (0, 2, 0), (2, 2, 0), (4, 1, 0), (5, 1, 0), (6, 1, 1), (7, 1, 1),
+    ]  # fmt: skip
