@@ -68,7 +68,7 @@ def correlations(one: Tensor, other: Tensor, weight: Tensor | None = None) -> Te
     share = weight / weight.sum().clamp(min=EPSILON)
     # The root of the weight in both factors: a norm has a gradient at 0, a root of a variance has none.
     one, other = ((rows - (rows * share).sum(dim=1, keepdim=True)) * weight.sqrt() for rows in (one, other))
-    norms = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
     return (one * other).sum(dim=1) / (norms + EPSILON)
 
 
