@@ -56,6 +56,11 @@ ACTIONS = (
         about="what a label and a crop may weigh before it hurts: bytes against divergence, on your images",
     ),
     Action(
+        name="calibrate",
+        module="teacherfarm.student.recipes.labels_calibrate_command",
+        about="recorded labels as FerKD prepares them: extreme crops left out, background by its own class",
+    ),
+    Action(
         name="import",
         module="teacherfarm.student.recipes.labels_import_command",
         about="make recorded labels of FKD's, ReLabel's or TinyViT's files",
