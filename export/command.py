@@ -34,6 +34,7 @@ examples:
   teacherfarm export torchvision:resnet50 --pretrained --out models/ --tap layer3 --tap layer4
   teacherfarm export timm:resnet50 --weights resnet50.safetensors --out models/ --tap layer4@4x4 --tap layer3@attention
   teacherfarm export timm:vit_small_patch16_224 --weights vit.safetensors --out models/ --precision fp16
+  teacherfarm export torchvision:resnet50 timm:senet154 --pretrained --ensemble --name both --out models/
   teacherfarm export my_project.teachers:make --size 64 64 --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 --out models/
 
 Exit status: 0 written; 1 the exported file does not answer as PyTorch does (nothing is written); 2 wrong arguments.
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything that ``teacherfarm export`` takes."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="SOURCE", help="where the teacher comes from (above)")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="where the teacher comes from (above)")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="the model repository; made if absent")
     parser.add_argument("--name", default="", help="the entry's and the teacher's name (default: from the source)")
     existing = parser.add_mutually_exclusive_group()
@@ -55,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     weights = parser.add_argument_group("weights (never downloaded unasked)").add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a state dict: .safetensors, or .pth without code"
+        "--weights",
+        action="append",
+        metavar="FILE",
+        help="a state dict: .safetensors, or .pth without code; for --ensemble one for each SOURCE, - where it brings "
+        "its own",
     )
     weights.add_argument(
         "--pretrained", action="store_true", help="let torchvision or timm fetch its published weights"
@@ -86,6 +91,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="range of crop areas that it is good at, as fractions of the image (default 0.08 1)",
+    )
+
+    together = parser.add_argument_group("several teachers as one")
+    together.add_argument(
+        "--ensemble", action="store_true", help="answer the mean of all SOURCEs' softmax(z / T), and of their logits"
+    )
+    together.add_argument(
+        "--ensemble-temperature",
+        type=float,
+        metavar="T",
+        help="the only temperature that the ensemble's labels can be used at (default 1)",
     )
 
     answers = parser.add_argument_group("what it answers")
@@ -134,11 +150,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run one export; complaints go to standard error."""
     try:
+        source, weights = _what_to_export(options)
         card = export_teacher(
-            options.source,
+            source,
             options.out,
             name=options.name,
-            weights=options.weights,
+            weights=weights,
             pretrained=options.pretrained,
             random_weights=options.random_weights,
             precision=options.precision,
@@ -151,6 +168,7 @@ def main(options: argparse.Namespace) -> int:
             mean=options.mean,
             std=options.std,
             licence=options.licence,
+            ensemble_temperature=1.0 if options.ensemble_temperature is None else options.ensemble_temperature,
             taps=options.taps,
             triton_backend=options.triton_backend,
             tensorrt=options.tensorrt,
@@ -182,6 +200,22 @@ def main(options: argparse.Namespace) -> int:
     print(f"teacher digest {card.teacher_digest}")
     print(f"next: teacherfarm serve {options.out}")
     return 0
+
+
+def _what_to_export(options: argparse.Namespace) -> tuple[str | list[str], Path | list[Path | None] | None]:
+    """One source or an ensemble's, and the weight files for them."""
+    files = None if options.weights is None else [None if file == "-" else Path(file) for file in options.weights]
+    if options.ensemble:
+        return options.sources, files
+    if len(options.sources) > 1:
+        raise ValueError(f"{len(options.sources)} sources: one teacher has one; several become one by --ensemble")
+    if options.ensemble_temperature is not None:
+        raise ValueError(
+            "--ensemble-temperature is for --ensemble: one teacher's labels can be used at any temperature"
+        )
+    if files is not None and len(files) > 1:
+        raise ValueError(f"{len(files)} --weights for one teacher")
+    return options.sources[0], files[0] if files else None
 
 
 def read_classes(file: Path) -> tuple[str, ...]:

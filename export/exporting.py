@@ -5,16 +5,14 @@ Loads, plans, exports, verifies, writes; each step's own file knows how.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from teacherfarm import __version__
-from teacherfarm.export.teachers import ChannelOrder, Teacher, WeightsChoice, load_teacher
+from teacherfarm.export.loading import Source, load_source, name_of, taps_of
+from teacherfarm.export.teachers import ChannelOrder, Teacher
 from teacherfarm.export.triton_repository import (
     TritonBackend,
     atomic_entry,
@@ -22,15 +20,13 @@ from teacherfarm.export.triton_repository import (
     refuse_existing,
     write_entry,
 )
-from teacherfarm.protos.crop import CropFormat, Interpolation, NumberType, Rendering
+from teacherfarm.protos.crop import Interpolation, NumberType, Rendering
 from teacherfarm.protos.faults import GoldenMismatch
 from teacherfarm.protos.teacher_card import (
-    EMBEDDING,
     HEAD_FILE,
     Activation,
     Precision,
     TeacherCard,
-    classes_hash,
 )
 
 if TYPE_CHECKING:
@@ -42,15 +38,13 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_BATCH = 64
 
-_NUM_GOLDEN_PHOTOGRAPHS = 8
-
 
 def export_teacher(
-    source: str | Teacher,
+    source: Source,
     out: Path,
     *,
     name: str = "",
-    weights: Path | None = None,
+    weights: Path | Sequence[Path | None] | None = None,
     pretrained: bool = False,
     random_weights: bool = False,
     precision: Precision = "fp32",
@@ -63,6 +57,7 @@ def export_teacher(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     licence: str = "",
+    ensemble_temperature: float = 1.0,
     taps: Sequence[str] = (),
     triton_backend: Literal["onnxruntime", "python"] = "onnxruntime",
     tensorrt: bool = False,
@@ -73,8 +68,10 @@ def export_teacher(
     force: bool = False,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> TeacherCard:
-    """Export one teacher to ``out/name/`` and return its card.
+    """Export one teacher, or several as one ensemble, to ``out/name/`` and return its card.
 
+    ``weights``: of an ensemble, one for each source (None where it brings its own); its labels hold at
+    ``ensemble_temperature`` alone.
     ``size`` is (height, width) in pixels; whatever is None stays as the source publishes it. ``progress`` gets text as
     the steps begin and end. Raises ValueError for what the caller can put right, FileExistsError for an entry that is
     there and not to be replaced (``force``), GoldenMismatch when the exported file does not answer as PyTorch does;
@@ -104,15 +101,24 @@ def export_teacher(
     }
     settings = {key: value for key, value in given.items() if value is not None}
 
-    with _step(progress, f"loading {source if isinstance(source, str) else source.name or 'the teacher'}"):
-        choice = WeightsChoice(file=weights, pretrained=pretrained, random=random_weights)
-        teacher = load_teacher(source, weights=choice, num_classes=len(classes) or None, size=size, missing=settings)
-        teacher = _with_settings(teacher, settings)
-    name = check_name(name or teacher.name or _name_of(source))
+    what = source.name or "the teacher" if isinstance(source, Teacher) else source
+    with _step(progress, f"loading {what if isinstance(what, str) else f'{len(what)} teachers'}"):
+        teacher = load_source(
+            source,
+            weights=weights,
+            pretrained=pretrained,
+            random_weights=random_weights,
+            ensemble_temperature=ensemble_temperature,
+            size=size,
+            settings=settings,
+        )
+    taps = taps_of(teacher, taps)
+    name = check_name(name or teacher.name or name_of(source))
     refuse_existing(out, name, force=force)
 
     from teacherfarm.export import to_onnx
     from teacherfarm.export.classifier import classifier_file
+    from teacherfarm.export.describing import describe, figures, golden_answers
     from teacherfarm.export.graph import plan_graph
     from teacherfarm.export.probes import as_number_type, make_probes
     from teacherfarm.export.verify import reference_answers, table
@@ -148,38 +154,20 @@ def export_teacher(
     progress(table(comparisons) + "\n")
 
     head, headless = classifier_file(teacher, plan, reference)
-    class_names = teacher.classes if plan.num_classes else ()
-    card = TeacherCard(
+    card = describe(
+        teacher,
+        plan,
         name=name,
         teacher_digest=teacher_digest,
-        artifact_digest=hashlib.sha256(model).hexdigest(),
-        model_file="1/model.plan" if tensorrt else "1/model.onnx",
-        crop_format=CropFormat(
-            height=teacher.height, width=teacher.width, channels=teacher.num_channels, number_type=input_type
-        ),
+        model=model,
         rendering=rendering,
-        num_classes=plan.num_classes,
-        activation=teacher.activation,
-        features=plan.features,
-        channel_order=teacher.channel_order,
-        crop_scale=teacher.crop_scale,
-        crop_ratio=teacher.crop_ratio,
-        center_crop_fraction=teacher.center_crop_fraction,
-        mean=teacher.mean,
-        std=teacher.std,
-        classes=class_names,
-        classes_hash=classes_hash(class_names),
+        input_type=input_type,
         precision=precision,
-        provider_class="tensorrt" if tensorrt else "onnxruntime",
+        tensorrt=tensorrt,
         opset=opset,
-        has_head=head is not None,
-        head_digest="" if head is None else hashlib.sha256(head).hexdigest(),
+        head=head,
         headless=headless,
-        source=teacher.source,
-        licence=teacher.licence,
-        weights_source=teacher.weights_source,
-        exported_by=f"teacherfarm {__version__}",
-        verification=_figures(comparisons, probes),
+        verification=figures(comparisons, probes),
     )
     with _step(progress, "writing"):
         with atomic_entry(out, name, force=force) as folder:
@@ -189,29 +177,10 @@ def export_teacher(
                 backend=backend,
                 max_batch=max_batch,
                 model=model,
-                golden=_golden(probes, crops, reference, teacher.activation),
+                golden=golden_answers(probes, crops, reference, teacher.activation),
                 side_files={} if head is None else {HEAD_FILE: head},
             )
     return card
-
-
-def _with_settings(teacher: Teacher, settings: dict[str, Any]) -> Teacher:
-    """The user's settings over the published ones; the published transform goes where they contradict it."""
-    if not settings:
-        return teacher
-    changes_input = settings.keys() & {"mean", "std", "channel_order"}
-    size = (settings.get("height", teacher.height), settings.get("width", teacher.width))
-    if settings.get("channel_order") == "GRAY" and teacher.num_channels != 1 and "mean" not in settings:
-        raise ValueError("--channel-order GRAY needs the one-channel --mean and --std of this teacher")
-    keeps = not changes_input and size == (teacher.height, teacher.width)
-    transform = teacher.published_transform if keeps else None
-    return dataclasses.replace(teacher, **settings, published_transform=transform)
-
-
-def _name_of(source: str | Teacher) -> str:
-    if isinstance(source, Teacher):
-        raise ValueError("give the teacher a name: Teacher(name=...) or name=...")
-    return source.rpartition(":")[2].replace("_", "-").replace("/", "-")
 
 
 def _verify(
@@ -250,32 +219,6 @@ def _verify_run(
             + ("; a small one that this teacher needs --precision fp32." if precision != "fp32" else ".")
         )
     return comparison
-
-
-def _figures(comparisons: Sequence[Comparison], probes: Probes) -> dict[str, float]:
-    figures: dict[str, float] = {
-        "num_photographs": float(probes.num_photographs),
-        "num_structured": float(probes.num_structured),
-    }
-    for comparison in comparisons:
-        figures |= comparison.figures()
-    return figures
-
-
-def _golden(probes: Probes, crops: NDArray[Any], reference: Answers, activation: Activation) -> dict[str, NDArray[Any]]:
-    """Some photographs and every structured crop, with PyTorch's fp32 answers."""
-    import numpy as np
-
-    from teacherfarm.export.verify import probabilities
-    from teacherfarm.protos.teacher_card import LOGITS
-
-    photographs = np.arange(min(_NUM_GOLDEN_PHOTOGRAPHS, probes.num_photographs))
-    rows = np.concatenate([photographs, np.arange(probes.num_photographs, len(crops))])
-    kept = {output: values[rows] for output, values in reference.items() if output in (LOGITS, EMBEDDING)}
-    golden = {"crops": crops[rows]} | kept
-    if activation != "none":
-        golden["probabilities"] = probabilities(kept, activation, 1.0)
-    return golden
 
 
 @contextmanager

@@ -66,7 +66,14 @@ class Comparison:
 
 
 def reference_answers(teacher: Teacher, plan: GraphPlan, crops: NDArray[Any], number_type: NumberType) -> Answers:
-    """PyTorch's fp32 answers: ``logits`` (teachers with classes) and every feature; float32."""
+    """PyTorch's fp32 answers: ``logits`` (teachers with classes) and every feature; float32. An ensemble's are made of
+    its members' own.
+    """
+    if teacher.members:
+        from teacherfarm.export.ensemble import ensemble_answers
+
+        parts = [ensemble_answers(teacher, crops[i : i + 8], number_type) for i in range(0, len(crops), 8)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     body = TeacherBody(teacher.module, plan)
     answers: dict[str, list[NDArray[Any]]] = {}
     try:

@@ -99,3 +99,32 @@ def test_class_files_that_name_nothing(tmp_path, content, complaint):
         file.write_text(content)
     with pytest.raises(ValueError, match=complaint):
         read_classes(file)
+
+
+ENSEMBLE = ("tests.tiny_teacher:make", "tests.tiny_teacher:make_other", "--ensemble")
+
+
+def test_several_sources_become_one_ensemble(tmp_path):
+    given = (*ENSEMBLE, "--ensemble-temperature", 2, "--name", "both", "--weights", "-", "--weights", "-")
+    assert main(parse(*given, "--out", tmp_path)) == 0
+    card = TeacherCard.from_json((tmp_path / "both" / "card.json").read_bytes())
+    assert [member.source for member in card.members] == ["tests.tiny_teacher:make", "tests.tiny_teacher:make_other"]
+    assert card.fixed_temperature == 2.0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (ENSEMBLE[:2], "2 sources: one teacher has one; several become one by --ensemble"),
+        (ENSEMBLE[1:], "two teachers or more, got 1"),
+        (ENSEMBLE, "give --name"),
+        ((*ENSEMBLE, "--name", "e", "--weights", "-"), "1 --weights for 2 teachers: give one for each"),
+        (("torchvision:resnet18", "timm:resnet18", "--ensemble", "--name", "e"), "--weights FILE"),
+        ((ENSEMBLE[0], "--ensemble-temperature", 2), "can be used at any temperature"),
+        ((ENSEMBLE[0], "--weights", "a", "--weights", "b"), "2 --weights for one teacher"),
+    ],
+)
+def test_an_ensemble_that_is_not_one_is_refused(tmp_path, capsys, words, complaint):
+    assert main(parse(*words, "--out", tmp_path / "models")) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()

@@ -299,3 +299,30 @@ def test_without_photographs_it_says_so(tmp_path, monkeypatch):
     assert "12 synthetic patterns (no photographs)" in "".join(printed)
     assert card.verification["num_photographs"] == 0
     assert len(golden_of(tmp_path / "tiny")["crops"]) == 16
+
+
+def test_a_classifier_is_exported_only_where_it_makes_the_logits(tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_teacher.tiny_net()
+
+        def forward(self, pixels):
+            return self.net(pixels) * 2
+
+    teacher = tiny_teacher.make()
+    card = export_teacher(dataclasses.replace(teacher, module=Scaled().eval()), tmp_path, name="scaled")
+    assert (card.has_head, card.head_digest) == (False, "")
+    assert card.headless.startswith("its logits are not what a linear layer gives")
+    assert not (tmp_path / "scaled" / "head.safetensors").exists()
+    # The map before pooling is an embedding of its own choosing: its classifier takes another.
+    card = export_teacher(dataclasses.replace(teacher, embedding="block"), tmp_path, name="inner")
+    assert card.headless == "its last layer 'head' does not make the logits of its embedding"
+    card = export_teacher(dataclasses.replace(teacher, activation="none"), tmp_path, name="none")
+    assert card.headless == "it has no classes"
+
+
+def test_the_card_has_the_digest_of_the_classifier(tiny_models):
+    card = TeacherCard.from_json((tiny_models / "tiny" / "card.json").read_bytes())
+    digest = hashlib.sha256((tiny_models / "tiny" / "head.safetensors").read_bytes()).hexdigest()
+    assert (card.head_digest, card.headless) == (digest, "")
