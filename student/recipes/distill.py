@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from teacherfarm.student.checkpoint import (
     save_checkpoint,
 )
 from teacherfarm.student.labelled_loader import LabelledLoader
+from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import Step
 from teacherfarm.student.methods.registry import find_method
 from teacherfarm.student.recipes.distill_command import add_arguments
@@ -123,6 +124,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
         if options.ema:
             averaging = get_ema_multi_avg_fn(options.ema)  # type: ignore[no-untyped-call]
             average = AveragedModel(distiller, multi_avg_fn=averaging, use_buffers=True)
+        finished = distiller if average is None else cast(Distiller, average.module)
         say(f"student  {options.student}: {millions(distiller.student)} parameters on {device}")
         say(f"method   {method.name}: {', '.join(f'{key} {value}' for key, value in vars(settings).items())}")
 
@@ -221,7 +223,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
                     return STOPPED
 
             means, speed = meter.finish(), meter.images_per_s
-            result = finishing.evaluate(distiller if average is None else average.module)
+            result = finishing.evaluate(finished)
             loss = sum(means.values()) if means else math.nan
             say(
                 f"epoch {this.epoch_after}/{options.epochs}  loss {loss:.4f}  validation {result}  "
@@ -249,7 +251,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
                 return STOPPED
 
         # The finished student, beside its teacher where there is one.
-        finishing.finish(distiller if average is None else average.module, log, loader, config, say)
+        finishing.finish(finished, log, loader, config, say)
         return 0 if kept.finish(ranks, say) else 1
 
 

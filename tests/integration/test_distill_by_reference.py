@@ -38,7 +38,7 @@ RECEIVED = "teacherfarm_received_bytes_total"
 
 def distill(farm, data, out, *more) -> int:
     always = ["--teacher-address", farm.zmq, "--student", "tests.unit.student.pattern_teacher:make_student"]
-    short = ["--workers", "0", "--batch-size", "8", "--epochs", "4", "--crops-per-image", "2", "--device", "cpu"]
+    short = ["--workers", "0", "--batch-size", "8", "--epochs", "4", "--crops-per-image", "2", "--device", "cpu", "--measure-link", "0"]
     return main(["distill", str(data), "--out", str(out), *always, *short, *more])
 
 

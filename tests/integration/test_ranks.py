@@ -117,7 +117,7 @@ def test_distill_under_torchrun(tiny_farm, images, tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     distill = ["-m", "teacherfarm.cli", "distill", images, "--teacher-address", tiny_farm.grpc, "--out", tmp_path]
     options = ["--student", "tests.unit.student.pattern_teacher:make_student", "--epochs", 2, "--batch-size", 5]
-    more = ["--workers", 1, "--device", "cpu", "--lr", 0.1]
+    more = ["--workers", 1, "--device", "cpu", "--lr", 0.1, "--measure-link", 0.2]
     done = subprocess.run(
         list(map(str, [*command, *distill, *options, *more])),
         cwd=ROOT,

@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 def arguments(data, out, *more):
     student = ["--student", "tests.unit.student.pattern_teacher:make_student", "--device", "cpu"]
-    short = ["--epochs", 6, "--batch-size", 10, "--workers", 1, "--lr", 0.1]
+    short = ["--epochs", 6, "--batch-size", 10, "--workers", 1, "--lr", 0.1, "--measure-link", 0]
     crops = ["--order", "permute", "--views", 6, "--crops-per-image", 2]
     return list(map(str, [data, "--out", out, *student, *short, *crops, *more]))
 
