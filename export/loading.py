@@ -28,6 +28,9 @@ def load_source(
 ) -> Teacher:
     """The teacher of one source, or the ensemble of several, as ``settings`` change it. Raises ValueError."""
     num_classes = len(settings.get("classes", ())) or None
+    if settings.get("activation") == "none" and isinstance(source, str) and source.startswith("timm:"):
+        # The bare backbone, as self-supervised weights have it.
+        num_classes = 0
     if isinstance(source, str | Teacher):
         if not (weights is None or isinstance(weights, Path)):
             raise ValueError("one teacher has one weight file")
