@@ -248,7 +248,10 @@ def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
         (["--views", 100], "order 'fresh' never repeats a view"),
         (["--val-folder", "test"], r"has no folder 'test' \(its folders are train, val\)"),
         (["--student", "resnet18"], "expected torchvision:NAME"),
-        (["--student", "tests.unit.student.pattern_teacher:make_two_headed"], r"returned tuple in training, not logits"),
+        (
+            ["--student", "tests.unit.student.pattern_teacher:make_two_headed"],
+            r"returned tuple in training, not logits",
+        ),
         (["--lr", "1e30"], "the loss is .* try a lower --lr"),
     ],
 )
