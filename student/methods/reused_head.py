@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from teacherfarm.student.methods.student_taps import shown
 from teacherfarm.student.methods.teacher_maps import pool
 
 
@@ -73,9 +74,8 @@ class ReusedHead(nn.Module):
         self._found.clear()
         return logits
 
-    def _keep(self, _module: nn.Module, _taken: Any, given: Tensor) -> None:
-        # A clone: an activation that works in place would change what was kept.
-        self._found.append(given.clone())
+    def _keep(self, module: nn.Module, _taken: Any, given: Tensor) -> None:
+        self._found.append(shown(self.student, module, given))
 
 
 def _convolution(taken: int, given: int, size: int) -> tuple[nn.Module, ...]:

@@ -67,14 +67,14 @@ class TappedStudent(nn.Module):
         self.train(was_training)
         if outputs.logits.ndim != 2:
             raise MethodMismatch(f"the student returned {list(outputs.logits.shape)}, not logits [N, C]")
-        shown = {"": outputs.logits, **outputs.features}
+        known = {"": outputs.logits, **outputs.features}
         if outputs.embedding is not None:
-            shown.setdefault(EMBEDDING, outputs.embedding)
+            known.setdefault(EMBEDDING, outputs.embedding)
         return StudentShape(
             num_classes=outputs.logits.shape[1],
             embedding=0 if outputs.embedding is None else outputs.embedding.shape[1],
             features={name: tuple(outputs.features[name].shape[1:]) for name in self.taps},
-            parameters={name: parameters_behind(output, self.model) for name, output in shown.items()},
+            parameters={name: parameters_behind(output, self.model) for name, output in known.items()},
         )
 
     def bare(self) -> nn.Module:
@@ -86,11 +86,10 @@ class TappedStudent(nn.Module):
             module._forward_pre_hooks.pop(number, None)
         return model
 
-    def _keep(self, name: str, _module: nn.Module, _taken: Any, given: Any) -> None:
+    def _keep(self, name: str, module: nn.Module, _taken: Any, given: Any) -> None:
         if not isinstance(given, Tensor):
             raise MethodMismatch(f"module {name!r} of the student gives {type(given).__name__}, not one tensor")
-        # A clone: an activation that works in place would change what was kept.
-        self._found[name] = given.clone()
+        self._found[name] = shown(self.model, module, given)
 
     def _keep_linear(self, _module: nn.Module, taken: tuple[Any, ...], given: Tensor) -> None:
         self._last_linear = (taken[0], given) if taken else None
@@ -102,6 +101,17 @@ class TappedStudent(nn.Module):
         taken, given = self._last_linear
         is_result = given is logits or (given.shape == logits.shape and given.data_ptr() == logits.data_ptr())
         return taken if is_result and taken.ndim == 2 else None
+
+
+def shown(model: nn.Module, module: nn.Module, given: Tensor) -> Tensor:
+    """A module's output as a feature: a copy, maps as [N, C, H, W] whatever the model works on."""
+    # timm's models say so, torchvision's Swin does not.
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC" or type(model).__name__ == "SwinTransformer"
+    # Inside such a model, convolutions still give channels-first maps.
+    if channels_last and given.ndim == 4 and not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+        given = given.permute(0, 3, 1, 2)
+    # An activation that works in place would change what was kept.
+    return given.clone()
 
 
 def parameters_behind(output: Tensor, model: nn.Module) -> frozenset[str]:

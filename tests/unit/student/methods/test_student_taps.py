@@ -73,3 +73,27 @@ def test_the_embedding_is_what_a_linear_layer_took_whose_result_the_logits_are(l
         torch.testing.assert_close(outputs.embedding, body(crops))
     else:
         assert outputs.embedding is None
+
+
+class ChannelsLast(nn.Module):
+    """As timm's Swin does: a convolution, then stages on [N, H, W, C]."""
+
+    output_fmt = "NHWC"
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Conv2d(3, 5, 2, stride=2)
+        self.stage = nn.Linear(5, 7)
+
+    def forward(self, pixels):
+        return self.stage(self.proj(pixels).permute(0, 2, 3, 1)).mean(dim=(1, 2))
+
+
+def test_maps_are_shown_channels_first_whatever_the_model_works_on():
+    model = ChannelsLast()
+    tapped = TappedStudent(model, ("proj", "stage"))
+    assert tapped.measure(8, 6).features == {"proj": (5, 4, 3), "stage": (7, 4, 3)}
+    outputs = tapped(torch.rand(2, 3, 8, 6))
+    torch.testing.assert_close(outputs.features["stage"].mean(dim=(2, 3)), outputs.logits)
+    model.output_fmt = "NCHW"
+    assert TappedStudent(model, ("stage",)).measure(8, 6).features == {"stage": (4, 3, 7)}
