@@ -24,6 +24,7 @@ from teacherfarm.student.label_maps import LabelMapTeacher
 from teacherfarm.student.label_pass import LabelSource, LabelSourceBySample
 from teacherfarm.student.methods.method import Method, MethodMismatch
 from teacherfarm.student.recipes.folders import find_samples
+from teacherfarm.student.recipes.imagenet_synsets import WORDNET_IDS
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recorded_boxes import RecordedBoxes
 from teacherfarm.student.recorded_teacher import OnMissing, RecordedTeacher
@@ -215,8 +216,11 @@ class KeptLabels:
 
 
 def label_maps_card(options: argparse.Namespace) -> TeacherCard:
-    """Whoever made label maps: a teacher of the training data's own classes, in their order."""
+    """Whoever made label maps: a teacher of the training data's own classes, in their order; of all of ImageNet's
+    where these are some of them.
+    """
     classes = SampleImages(find_samples(options.data, options.train_folder, "--train-folder")).classes
+    imagenets = set(classes) <= set(WORDNET_IDS)
     size = options.student_size or 224
     return TeacherCard(
         name="label maps",
@@ -225,10 +229,10 @@ def label_maps_card(options: argparse.Namespace) -> TeacherCard:
         model_file="",
         crop_format=CropFormat(height=size, width=size),
         rendering=Rendering(height=size, width=size),
-        num_classes=len(classes),
+        num_classes=len(WORDNET_IDS) if imagenets else len(classes),
         activation="softmax",
         features=(),
-        classes=tuple(classes),
+        classes=() if imagenets else tuple(classes),
     )
 
 
