@@ -47,12 +47,12 @@ class EmbeddingMemory(nn.Module):
 def draw_other_classes(classes: Tensor, images: Tensor, targets: Tensor, count: int, *, seed: int | Tensor) -> Tensor:
     """``count`` images [N, count] for each of ``images``, uniformly with repetition, none of whose class is its target.
 
-    ``classes``: of every image, -1 where unknown. A target below 0 excludes nothing. The draw follows from the seed and
-    the image alone: processes that share a batch draw what one process would.
+    ``classes``: of every image, -1 where unknown. A target that no image has excludes nothing. The draw follows
+    from the seed and the image alone: processes that share a batch draw what one process would.
     """
     ordered, order = classes.sort(stable=True)
     begin, end = torch.searchsorted(ordered, targets), torch.searchsorted(ordered, targets, right=True)
-    size = torch.where(targets < 0, 0, end - begin)[:, None]
+    size = (end - begin)[:, None]
     numbers = torch.arange(count, device=images.device)
     noise = _scramble(_scramble(_scramble(images) + seed)[:, None] + numbers)
     place = noise.remainder((len(classes) - size).clamp(min=1))

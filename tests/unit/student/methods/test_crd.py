@@ -7,11 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.methods.crd import CRD, CRDSettings
+from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import MethodMismatch, StudentShape
-from tests.methods import make_card, make_outputs, make_setup, make_step
+from teacherfarm.student.methods.student_taps import TappedStudent
+from tests.methods import make_card, make_outputs, make_setup, make_step, tiny_student
 from tests.unit.student.methods.by_gradient import gradient_is_right
 from tests.unit.student.methods.by_hand import unit, values
 
@@ -107,7 +111,7 @@ def test_classes_are_learned_as_they_come_by_and_excluded(monkeypatch):
     images = torch.tensor([3, 7])
     first = method._others(images, torch.tensor([2, 5]))
     assert not torch.isin(first[0], torch.tensor([3, 29])).any()
-    method.loss(outputs_of(method), step_of(method))
+    method.loss(outputs_of(method), step_of(method, targets=targets))
     assert not torch.equal(method._others(images, torch.tensor([2, 5])), first)  # each step has its own
 
 
@@ -159,8 +163,15 @@ def test_goes_on_to_the_bit_from_its_state():
     )
 
 
-def test_every_buffer_that_ddp_leaves_alone_is_there():
-    assert set(CRD.equal_on_ranks) == {name for name, _ in method_of().named_buffers()}
+def test_ddp_sends_no_memory_around(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        tapped = TappedStudent(tiny_student())
+        distiller = Distiller(tapped, CRD(SETTINGS, make_setup(student=tapped.measure(32, 32))))
+        assert list(distiller.buffers())
+        assert not DistributedDataParallel(distiller).modules_buffers
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_refuses_what_it_cannot_use():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from teacherfarm.student.methods.embedding_memory import EmbeddingMemory, draw_other_classes
+from teacherfarm.student.methods.embedding_memory import EmbeddingMemory, _scramble, draw_other_classes
 from tests.unit.student.methods.by_hand import unit
 
 
@@ -59,3 +59,9 @@ def test_a_draw_follows_from_seed_and_image_not_from_its_place_in_the_batch():
     assert torch.equal(draw_other_classes(classes, images[1:], classes[images[1:]], 20, seed=1), drawn[1:])
     assert not torch.equal(draw_other_classes(classes, images, classes[images], 20, seed=2), drawn)
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_noise_is_splitmix64s():
+    golden_ratio = 0x9E3779B97F4A7C15
+    numbers = torch.tensor([(n * golden_ratio + 2**63) % 2**64 - 2**63 for n in (1, 2)])
+    assert [n % 2**64 for n in _scramble(numbers).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]

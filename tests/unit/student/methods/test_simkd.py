@@ -154,6 +154,7 @@ def test_the_finished_student_is_alone_and_can_be_rebuilt():
         for weight in distiller.parameters():
             weight.zero_()
         torch.testing.assert_close(rebuilt(pixels(3)), expected)
+        torch.testing.assert_close(finished(pixels(3)), expected)
 
 
 def test_the_finished_student_exports_to_onnx(tmp_path):

@@ -43,6 +43,7 @@ def test_is_the_squared_error_before_and_behind_the_teachers_classifier(weight):
     parts = method.loss(outputs, step)
     assert parts["feature"].item() == pytest.approx(2.0 * np.mean(feature), rel=1e-6)
     assert parts["regression"].item() == pytest.approx(0.5 * np.mean(regression), rel=1e-6)
+    assert method.connector[0].bias is None
     assert parts["kd"].item() == pytest.approx(kd_divergence(outputs.logits, step.labels, 4, t_squared=True).item())
     assert parts["ce"].item() == pytest.approx(hard_cross_entropy(outputs.logits, step.targets).item())
 
