@@ -13,7 +13,15 @@ import psutil
 import pytest
 
 from teacherfarm.export import export_teacher
-from teacherfarm.protos.faults import BadTeacher, DigestMismatch, Overloaded, SessionLost, Starved, UnknownTeacher
+from teacherfarm.protos.faults import (
+    BadTeacher,
+    DigestMismatch,
+    NoHead,
+    Overloaded,
+    SessionLost,
+    Starved,
+    UnknownTeacher,
+)
 from teacherfarm.student import LabelSpec, TeacherClient, Timeouts
 from teacherfarm.student.listing import list_teachers
 from teacherfarm.student.transports import triton_transport
@@ -249,3 +257,19 @@ def test_jpeg_is_decoded_before_triton_gets_it(triton, triton_repository, tiny_c
         labels = teacher.label(smooth)
     with TeacherClient(f"local://{triton_repository}", codec="jpeg") as local:
         assert labels.records.tobytes() == local.label(smooth).records.tobytes()
+
+
+def test_reductions_come_through_and_the_classifier_is_refused(own_repository, start_triton, tiny_crops):
+    export_python("tests.tiny_teacher:make", own_repository, name="tapped", taps=["block@2x2", "block@attention"])
+    server = start_triton(repository=own_repository)
+    outputs = ("labels", "block@2x2", "block@attention")
+    with TeacherClient(f"triton://{server.grpc}", "tapped", spec=LabelSpec(outputs=outputs)) as teacher:
+        labels = teacher.label(tiny_crops[:3])
+        with pytest.raises(NoHead, match=r"with triton://.* has no classifiers to give: ask a farm"):
+            teacher.head()
+        assert np.array_equal(teacher.label(tiny_crops[:3]).records, labels.records)
+        assert teacher.stats.sessions == 1
+    with TeacherClient(f"local://{own_repository}", "tapped", spec=LabelSpec(outputs=outputs)) as teacher:
+        local = teacher.label(tiny_crops[:3])
+    for name in outputs[1:]:
+        assert np.allclose(labels.output(name), local.output(name), atol=2e-3)
