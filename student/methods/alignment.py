@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.methods.method import MethodMismatch
 
 Adapter = Literal["auto", "linear", "mlp", "none"]
@@ -14,8 +15,20 @@ ADAPTERS = ("auto", "linear", "mlp", "none")
 ADAPTER_HELP = "from the student's vectors to the teacher's; \"auto\": linear where their sizes differ, else none"
 
 Distance = Literal["cosine", "mse"]
+HARD_HELP = (
+    "factor of the cross-entropy with the data's own labels; none: 1, or 0 where the teacher has no classes. 0 leaves "
+    "the student's classifier as it is"
+)
+
 DISTANCES = ("cosine", "mse")
 DISTANCE_HELP = "1 - cosine, or the mean squared difference of the values"
+
+
+def hard_weight(given: float | None, card: TeacherCard) -> float:
+    """The setting, or its default for this teacher."""
+    if given is not None:
+        return given
+    return 0.0 if card.activation == "none" else 1.0
 
 
 def check_adapter(method: str, kind: Adapter, taken: int, wanted: int) -> None:

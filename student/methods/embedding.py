@@ -21,8 +21,10 @@ from teacherfarm.student.methods.alignment import (
     ADAPTERS,
     DISTANCE_HELP,
     DISTANCES,
+    HARD_HELP,
     check_adapter,
     distance,
+    hard_weight,
     make_adapter,
 )
 from teacherfarm.student.methods.frozen import train_only
@@ -43,16 +45,12 @@ class EmbeddingSettings:
         "auto",
         'the student\'s vector: what its linear classifier takes ("embedding"), or what it returns ("output", of a '
         'student without classes); "auto": the latter where it ends in no linear layer, or where it returns as many '
-        "values as a teacher without classes",
+        "values as a teacher without classes has, and learns no classes from the data",
         choices=VECTORS,
     )
     teacher_vector: str = setting(EMBEDDING, "the teacher's output to learn")
     embedding_weight: float = setting(1.0, "factor of the distance")
-    hard_weight: float = setting(
-        1.0,
-        "factor of the cross-entropy with the data's own labels, of a student with classes; 0 leaves its classifier as "
-        "it is",
-    )
+    hard_weight: float | None = setting(None, HARD_HELP)
 
 
 class Embedding(Method):
@@ -70,19 +68,19 @@ class Embedding(Method):
     def __init__(self, settings: EmbeddingSettings, setup: Setup) -> None:
         super().__init__(settings, setup)
         self.of_output, self.taken, self.wanted = _sizes(settings, setup)
+        self.hard_weight = 0.0 if self.of_output else hard_weight(settings.hard_weight, setup.card)
         self.adapter = make_adapter(settings.adapter, self.taken, self.wanted)
 
     @classmethod
     def asks(cls, settings: EmbeddingSettings, setup: Setup) -> Asks:
         of_output, taken, wanted = _sizes(settings, setup)
         check_adapter(cls.name, settings.adapter, taken, wanted)
-        return Asks(
-            spec=LabelSpec(outputs=(settings.teacher_vector,)), targets=not of_output and settings.hard_weight > 0
-        )
+        hard = not of_output and hard_weight(settings.hard_weight, setup.card) > 0
+        return Asks(spec=LabelSpec(outputs=(settings.teacher_vector,)), targets=hard)
 
     def enter(self, phase: int, student: nn.Module) -> None:
         behind = self.setup.student.parameters
-        if not self.of_output and not self.settings.hard_weight and EMBEDDING in behind:
+        if not self.of_output and not self.hard_weight and EMBEDDING in behind:
             # The classifier gets no gradient, which DistributedDataParallel would wait for.
             train_only(student, behind[EMBEDDING])
 
@@ -94,8 +92,8 @@ class Embedding(Method):
             truth = feature(step, self.settings.teacher_vector, guess)
             away = weighted_mean(distance(self.settings.distance, guess, truth), step, guess)
         parts = {"embedding": self.settings.embedding_weight * away}
-        if not self.of_output and self.settings.hard_weight:
-            parts["ce"] = self.settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
+        if self.hard_weight:
+            parts["ce"] = self.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
         return parts
 
     def predict(self, outputs: StudentOutputs) -> Tensor:
@@ -136,7 +134,8 @@ def _sizes(settings: EmbeddingSettings, setup: Setup) -> tuple[bool, int, int]:
             f"{list(known.shape)}: use --method tokens"
         )
     wanted = known.shape[0]
-    same_output = card.activation == "none" and student.num_classes == wanted
+    no_classes = card.activation == "none" and not hard_weight(settings.hard_weight, card)
+    same_output = no_classes and student.num_classes == wanted
     of_output = settings.vector == "output" or (settings.vector == "auto" and (not student.embedding or same_output))
     if not of_output and not student.embedding:
         raise MethodMismatch(

@@ -16,8 +16,10 @@ from teacherfarm.student.methods.alignment import (
     ADAPTERS,
     DISTANCE_HELP,
     DISTANCES,
+    HARD_HELP,
     check_adapter,
     distance,
+    hard_weight,
     make_adapter,
 )
 from teacherfarm.student.methods.frozen import train_only
@@ -43,9 +45,7 @@ class TokensSettings:
     student_grid: tuple[int, ...] = setting(
         (), "rows and columns of the student's patches; none: the largest square that its tokens fill"
     )
-    hard_weight: float = setting(
-        1.0, "factor of the cross-entropy with the data's own labels; 0 leaves the student's classifier as it is"
-    )
+    hard_weight: float | None = setting(None, HARD_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class Tokens(Method):
     def __init__(self, settings: TokensSettings, setup: Setup) -> None:
         super().__init__(settings, setup)
         self.pairs = _pairs(settings, setup)
+        self.hard_weight = hard_weight(settings.hard_weight, setup.card)
         self.adapters = nn.ModuleList(
             make_adapter(settings.adapter, pair.student.size, pair.teacher.size) for pair in self.pairs
         )
@@ -104,17 +105,18 @@ class Tokens(Method):
         pairs = _pairs(settings, setup)
         for pair in pairs:
             check_adapter(cls.name, settings.adapter, pair.student.size, pair.teacher.size)
-        if settings.hard_weight and not setup.student.embedding:
+        hard = hard_weight(settings.hard_weight, setup.card)
+        if hard and not setup.student.embedding:
             raise MethodMismatch(
                 "tokens: this student ends in no linear layer, so it has no classes to compare with the data's: set "
                 "hard_weight=0"
             )
         outputs = tuple(dict.fromkeys(pair.output for pair in pairs))
-        return Asks(spec=LabelSpec(outputs=outputs), targets=settings.hard_weight > 0)
+        return Asks(spec=LabelSpec(outputs=outputs), targets=hard > 0)
 
     def enter(self, phase: int, student: nn.Module) -> None:
         behind = self.setup.student.parameters
-        if not self.settings.hard_weight and all(pair.tap in behind for pair in self.pairs):
+        if not self.hard_weight and all(pair.tap in behind for pair in self.pairs):
             # What comes after the last stage gets no gradient, which DistributedDataParallel would wait for.
             train_only(student, frozenset().union(*(behind[pair.tap] for pair in self.pairs)))
 
@@ -137,8 +139,8 @@ class Tokens(Method):
         parts = {"patches": settings.patch_weight * torch.stack(patches).sum()}
         if prefix:
             parts["prefix"] = settings.prefix_weight * torch.stack(prefix).sum()
-        if settings.hard_weight:
-            parts["ce"] = settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
+        if self.hard_weight:
+            parts["ce"] = self.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
         return parts
 
 

@@ -26,7 +26,7 @@ def setup_of(embedding: int = 5, output: int = 10, teacher: int = 6) -> Setup:
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 def test_is_the_distance_of_the_adapted_vectors(distance: Any) -> None:
-    setup, settings = setup_of(), EmbeddingSettings(distance=distance, embedding_weight=2.0)
+    setup, settings = setup_of(), EmbeddingSettings(distance=distance, embedding_weight=2.0, hard_weight=1.0)
     method = Embedding(settings, setup).double()
     outputs, asks = make_outputs(setup, 3, dtype=torch.float64), Embedding.asks(settings, setup)
     assert asks.spec is not None
@@ -60,17 +60,20 @@ def test_gradient_and_crops_without_a_label(distance: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vector", "embedding", "output", "of_output"),
+    ("vector", "embedding", "output", "hard_weight", "of_output"),
     [
-        ("auto", 5, 10, False),
-        ("auto", 0, 5, True),
-        ("auto", 5, 6, True),
-        ("embedding", 5, 6, False),
-        ("output", 5, 10, True),
+        ("auto", 5, 10, 1.0, False),
+        ("auto", 0, 5, 1.0, True),
+        ("auto", 5, 6, None, True),
+        ("auto", 5, 6, 1.0, False),
+        ("embedding", 5, 6, 1.0, False),
+        ("output", 5, 10, 1.0, True),
     ],
 )
-def test_which_of_the_students_vectors(vector: Any, embedding: int, output: int, of_output: bool) -> None:
-    setup, settings = setup_of(embedding, output), EmbeddingSettings(vector=vector)
+def test_which_of_the_students_vectors(
+    vector: Any, embedding: int, output: int, hard_weight: float | None, of_output: bool
+) -> None:
+    setup, settings = setup_of(embedding, output), EmbeddingSettings(vector=vector, hard_weight=hard_weight)
     asks, method = Embedding.asks(settings, setup), Embedding(settings, setup)
     assert method.of_output is of_output
     assert asks.targets is not of_output
@@ -85,6 +88,12 @@ def test_a_student_with_as_many_classes_as_the_vector_has_values_keeps_its_class
     card = make_card(num_classes=6, features={"embedding": (6,)})
     setup = make_setup(card, StudentShape(num_classes=6, embedding=5))
     assert not Embedding(EmbeddingSettings(), setup).of_output
+
+
+def test_the_datas_own_labels_count_by_default_where_the_teacher_has_classes() -> None:
+    student = StudentShape(num_classes=10, embedding=5)
+    for card, targets in ((make_card(features={"embedding": (6,)}), True), (face_teacher(), False)):
+        assert Embedding.asks(EmbeddingSettings(), make_setup(card, student)).targets is targets
 
 
 def test_adapters() -> None:

@@ -62,7 +62,7 @@ def test_is_the_distance_of_patches_on_the_coarser_grid_and_of_the_class_tokens(
     """The student has 2 tokens before its patches, the teacher 3."""
     shapes = (2 + math.prod(student_grid), 3), (3 + math.prod(teacher_grid), 4)
     setup = setup_of(*shapes, num_prefix_tokens=3, grid=teacher_grid)
-    settings = TokensSettings(distance=kind, student_grid=student_grid)
+    settings = TokensSettings(distance=kind, student_grid=student_grid, hard_weight=1.0)
     method = Tokens(settings, setup).double()
     outputs, spec = make_outputs(setup, 2, dtype=torch.float64), Tokens.asks(settings, setup).spec
     assert spec is not None
@@ -174,6 +174,12 @@ def test_every_trainable_parameter_gets_a_gradient(hard_weight: float) -> None:
     assert student.model.head.weight.requires_grad is bool(hard_weight)
 
 
+def test_the_datas_own_labels_count_by_default_where_the_teacher_has_classes() -> None:
+    faces = setup_of((5, 3), (5, 3))
+    assert not Tokens.asks(TokensSettings(), faces).targets
+    assert Tokens.asks(TokensSettings(), make_setup(make_card(features={"x": (5, 3)}), faces.student)).targets
+
+
 def test_refusals() -> None:
     setup = setup_of((5, 3), (5, 3))
     with pytest.raises(MethodMismatch, match="--tap MODULE"):
@@ -184,7 +190,8 @@ def test_refusals() -> None:
         Tokens.asks(TokensSettings(), make_setup(setup.card, StudentShape(num_classes=10, embedding=5)))
     with pytest.raises(MethodMismatch, match="hard_weight=0"):
         Tokens.asks(
-            TokensSettings(), make_setup(setup.card, StudentShape(num_classes=10, features=setup.student.features))
+            TokensSettings(hard_weight=1.0),
+            make_setup(setup.card, StudentShape(num_classes=10, features=setup.student.features)),
         )
     with pytest.raises(MethodMismatch, match="3 values and the teacher's 4"):
         Tokens.asks(TokensSettings(adapter="none"), setup_of((5, 3), (5, 4)))
