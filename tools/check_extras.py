@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -31,8 +32,11 @@ TORCH = frozenset({"torch", "torchvision", "timm"})
 ELSEWHERE = frozenset({f"{NAME}.export.triton_python_model"})
 # What is imported only by those who ask for the extra ``redis``.
 WITH_REDIS = frozenset({f"{NAME}.label_store.redis_store", f"{NAME}.label_store.redis_upkeep"})
-OPTIONAL = frozenset({"pyarrow", "ray", "redis"})
-"""What the extras ``parquet``, ``ray`` and ``redis`` bring to those who ask for it."""
+TRAINERS = ("accelerate", "lightning", "timm", "transformers")
+# What is imported only by those who ask for the extra of the same name.
+WITH_TRAINERS = {trainer: f"{NAME}.student.integrations.{trainer}" for trainer in TRAINERS}
+OPTIONAL = frozenset({"pyarrow", "ray", "redis", *TRAINERS})
+"""What the extras ``parquet``, ``ray``, ``redis`` and those of trainers bring to those who ask for it."""
 SERVER_ONLY = frozenset({"prometheus-client", "onnxruntime", "onnxruntime-gpu"})
 
 
@@ -45,6 +49,8 @@ class Extra:
     refused: frozenset[str]
     goes_without: frozenset[str] = frozenset({"grpc_tools"})
     """Libraries that functions import late, for those who have them; grpc_tools only makes our stubs."""
+    modules: tuple[str, ...] = ()
+    """Further ones that must import, of packages that other extras bring."""
 
 
 EXTRAS = (
@@ -74,6 +80,7 @@ EXTRAS = (
         goes_without=frozenset({"tensorrt", "triton_python_backend_utils"}),  # the machine's, and Triton's own
     ),
     Extra(name="demo", packages=("demo",), refused=frozenset({"onnxruntime-gpu"})),
+    *(Extra(name=name, packages=(), modules=(module,), refused=SERVER_ONLY) for name, module in WITH_TRAINERS.items()),
 )
 
 
@@ -105,7 +112,7 @@ def modules_of(package: str, root: Path = ROOT) -> Iterator[str]:
     for path in sorted((root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         module = ".".join((NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-        if parts[-1] != "__main__" and module not in ELSEWHERE | WITH_REDIS:
+        if parts[-1] != "__main__" and module not in ELSEWHERE | WITH_REDIS | set(WITH_TRAINERS.values()):
             yield module
 
 
@@ -143,15 +150,20 @@ def check_late_imports(extra: Extra) -> None:
 
 
 class Hidden(MetaPathFinder):
-    """Makes the given top-level modules look as if they were not installed."""
+    """A finder that makes modules and distributions look as if they were not installed, also to those who only ask."""
 
-    def __init__(self, names: frozenset[str]) -> None:
-        self.names = names
+    def __init__(self, finder: Any, extra: str) -> None:
+        self._finder, self._modules, self._brought = finder, hidden_beside(extra), closure(extra)
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {fullname!r} (hidden: not part of this extra)", name=fullname)
-        return None
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] in self._modules or not hasattr(self._finder, "find_spec"):
+            return None
+        found: ModuleSpec | None = self._finder.find_spec(fullname, path, target)
+        return found
+
+    def find_distributions(self, context: Any) -> Iterator[Distribution]:
+        find = getattr(self._finder, "find_distributions", lambda _: ())
+        return (found for found in find(context) if canonicalize_name(found.name) in self._brought)
 
 
 def hidden_beside(extra: str) -> frozenset[str]:
@@ -166,10 +178,9 @@ def hidden_beside(extra: str) -> frozenset[str]:
 
 def import_alone(extra: Extra) -> None:
     """Import every module of the extra's packages in this process, everything else hidden."""
-    sys.meta_path.insert(0, Hidden(hidden_beside(extra.name)))
-    for package in extra.packages:
-        for module in modules_of(package):
-            importlib.import_module(module)
+    sys.meta_path[:] = [Hidden(finder, extra.name) for finder in list(sys.meta_path)]
+    for module in [*(module for package in extra.packages for module in modules_of(package)), *extra.modules]:
+        importlib.import_module(module)
 
 
 def fail(sentence: str) -> None:

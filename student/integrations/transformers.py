@@ -59,7 +59,7 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The Trainer's own loader, its batches left on the CPU: the teacher's crops are never needed elsewhere."""
         loader = super().get_train_dataloader()
-        loader.device = None  # type: ignore[attr-defined]
+        loader.device = None
         return loader
 
     def get_batch_samples(

@@ -159,7 +159,8 @@ def _grid(axes: Axes, ys: Sequence[float], xs: Sequence[float], x_label: str, un
 
 
 def _curve(axes: Axes, xs: Sequence[float], one: Series, unit: str, x_label: str) -> str:
-    parts, run = [], []
+    parts: list[str] = []
+    run: list[tuple[float, float]] = []
     for x, y in zip(xs, one.values, strict=True):
         if not math.isfinite(y):
             parts.append(_polyline(run, one.colour))
