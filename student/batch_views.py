@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacherfarm.protos.faults import WrongLayout
+from teacherfarm.protos.faults import ReplayRefused, WrongLayout
 from teacherfarm.protos.references import CropReferences
 
 Batch = TypeVar("Batch")
@@ -37,7 +37,9 @@ class BatchViews(Generic[Batch]):
     targets: Callable[[Batch], Any] | None
 
     def question(self, batch: Batch) -> Question:
-        """What to submit for a batch. Raises WrongLayout, or ValueError where samples and crops differ in number."""
+        """What to submit for a batch. Raises WrongLayout, ReplayRefused for crops that are no view of a sample where a
+        teacher goes by that, or ValueError where samples and crops differ in number.
+        """
         crops = None if self.crops is None else _pixels(self.crops(batch))
         arguments: dict[str, Any] = {}
         if crops is not None:
@@ -51,6 +53,11 @@ class BatchViews(Generic[Batch]):
                     raise ValueError(
                         f"{name}= must give one number for each of {num_crops} crops, got {list(numbers.shape)}"
                     )
+            if (arguments["views"] < 0).any():
+                raise ReplayRefused(
+                    "crops that were mixed before the teacher saw them are no view of any sample: their labels are "
+                    "neither recorded nor replayed. Give a plain teacher, or mix labels: MixedCrops('labels', ...)"
+                )
             if self.weight is not None:
                 # No image, no label: neither one to ask again nor one to keep.
                 arguments["samples"] = np.where(np.asarray(self.weight(batch)) > 0, arguments["samples"], -1)

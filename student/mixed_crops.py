@@ -31,7 +31,9 @@ from teacherfarm.student.methods.method import Draw, Mixing
 
 
 class MixedBatch(Crops):
-    """``mix``: how ``images`` were mixed. ``targets``, ``samples`` and ``views`` stay each crop's own."""
+    """``mix``: how ``images`` were mixed. ``targets`` and ``samples`` stay each crop's own, and so do ``views`` but for
+    "crops": what the teacher sees then is no view of any sample, and has -1.
+    """
 
     mix: Mix
 
@@ -110,6 +112,7 @@ class MixedCrops:
         else:
             batch["crops"] = batch["images"] if same else _mixed(crops, mix.at(size, _size(crops)))
         batch["keys"] = b""
+        batch["views"] = torch.full_like(batch["views"], -1)
         batch["weight"] = batch["weight"] * batch["weight"][list(mix.partner)]
 
 

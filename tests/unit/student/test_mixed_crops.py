@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from teacherfarm.crops.mixing import Mix, mix_crops
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import Rendering
+from teacherfarm.protos.faults import ReplayRefused
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.student.batch_views import BatchViews
 from teacherfarm.student.crop_dataset import CropDataset, collate_crops
@@ -63,6 +64,23 @@ def test_crops_mixing_shows_both_the_same_mix_and_takes_the_keys_away():
     for name in ("crops", "images"):
         np.testing.assert_array_equal(mixed[name].numpy(), mix_crops(plain[name].numpy(), mixed["mix"]))
     assert mixed["keys"] == b""
+    assert mixed["views"].tolist() == [-1] * 12
+    assert torch.equal(mixed["samples"], plain["samples"])
+
+
+def test_labels_of_mixed_crops_are_not_kept_as_those_of_a_view():
+    views = BatchViews(
+        crops=lambda batch: batch["crops"],
+        keys=lambda batch: batch["keys"],
+        samples=lambda batch: batch["samples"],
+        views=lambda batch: batch["views"],
+        weight=None,
+        targets=None,
+    )
+    plain, mixed = batch_pair(MixedCrops("crops", "funmatch", seed=1))
+    assert views.question(plain).num_crops == 12
+    with pytest.raises(ReplayRefused, match="no view of any sample"):
+        views.question(mixed)
 
 
 def test_a_box_covers_the_same_part_of_both_renderings():

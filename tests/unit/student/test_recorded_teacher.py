@@ -287,12 +287,11 @@ def test_every_data_set_of_a_recording_run_goes_by_recorded_names(images, tmp_pa
     (images / "ant" / "0000.png").rename(images / "ant" / "9999.png")
     options = argparse.Namespace(
         labels=None,
+        label_maps=None,
         record=str(tmp_path / "labels"),
         teacher_address="zmq://127.0.0.1:1",
         order="cycle",
         views=VIEWS,
-        top_k=0,
-        temperature=1.0,
     )
     kept, client = KeptLabels(options), FakeTeacher()
     seen = []
