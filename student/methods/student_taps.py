@@ -107,8 +107,9 @@ def shown(model: nn.Module, module: nn.Module, given: Tensor) -> Tensor:
     """A module's output as a feature: a copy, maps as [N, C, H, W] whatever the model works on."""
     # timm's models say so, torchvision's Swin does not.
     channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC" or type(model).__name__ == "SwinTransformer"
-    # Inside such a model, convolutions still give channels-first maps.
-    if channels_last and given.ndim == 4 and not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+    # Inside such a model, convolutions still give channels-first maps; torchvision's last Permute turns them back.
+    turned = isinstance(module, nn.Conv2d | nn.BatchNorm2d) or type(module).__name__ == "Permute"
+    if channels_last and given.ndim == 4 and not turned:
         given = given.permute(0, 3, 1, 2)
     # An activation that works in place would change what was kept.
     return given.clone()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchvision.models.swin_transformer import SwinTransformer
 
 from teacherfarm.student.methods.frozen import eval_where_still, train_only
 from teacherfarm.student.methods.student_taps import TappedStudent
@@ -97,3 +98,9 @@ def test_maps_are_shown_channels_first_whatever_the_model_works_on():
     torch.testing.assert_close(outputs.features["stage"].mean(dim=(2, 3)), outputs.logits)
     model.output_fmt = "NCHW"
     assert TappedStudent(model, ("stage",)).measure(8, 6).features == {"stage": (4, 3, 7)}
+
+
+def test_the_stages_of_torchvisions_swin():
+    model = SwinTransformer([4, 4], 12, [1, 1], [1, 1], [2, 2], num_classes=10)
+    shape = TappedStudent(model, ("features.0.0", "features.1", "features.3", "permute")).measure(16, 16)
+    assert list(shape.features.values()) == [(12, 4, 4), (12, 4, 4), (24, 2, 2), (24, 2, 2)]
