@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from teacherfarm.export.probes import Probes
 
 _NUM_GOLDEN_PHOTOGRAPHS = 8
+_LARGEST_FLOAT16 = 65504.0
 
 
 def describe(
@@ -108,6 +109,15 @@ def figures(comparisons: Sequence[Comparison], probes: Probes) -> dict[str, floa
     for comparison in comparisons:
         found |= comparison.figures()
     return found
+
+
+def beyond_float16(plan: GraphPlan, reference: Answers) -> str:
+    """A note on features with numbers that float16 cannot hold, which students would get as infinite; "" without."""
+    largest = {output.name: float(np.abs(reference[output.name]).max()) for output in plan.features}
+    found = [f"{name} (up to {most:.3g})" for name, most in largest.items() if most > _LARGEST_FLOAT16]
+    if not found:
+        return ""
+    return f"note: {', '.join(found)} exceeds float16: students ask for it by LabelSpec(feature_type='int8')\n"
 
 
 def golden_answers(

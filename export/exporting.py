@@ -118,7 +118,7 @@ def export_teacher(
 
     from teacherfarm.export import to_onnx
     from teacherfarm.export.classifier import classifier_file
-    from teacherfarm.export.describing import describe, figures, golden_answers
+    from teacherfarm.export.describing import beyond_float16, describe, figures, golden_answers
     from teacherfarm.export.graph import plan_graph
     from teacherfarm.export.probes import as_number_type, make_probes
     from teacherfarm.export.verify import reference_answers, table
@@ -151,7 +151,7 @@ def export_teacher(
         with _step(progress, f"building a TensorRT engine, {precision} (minutes)"):
             model = build_engine(model, precision=precision, max_batch=max_batch, input_shape=crops.shape[1:])
         comparisons.append(_verify_run(engine_runner(model), precision, crops, reference, plan, probes, progress))
-    progress(table(comparisons) + "\n")
+    progress(table(comparisons) + "\n" + beyond_float16(plan, reference))
 
     head, headless = classifier_file(teacher, plan, reference)
     card = describe(

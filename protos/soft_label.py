@@ -21,7 +21,18 @@ from teacherfarm.protos.teacher_card import EMBEDDING, MEAN_LOGITS, Activation, 
 
 FeatureType = Literal["float16", "int8"]
 
-__all__ = ["COLDEST", "HOTTEST", "LABELS", "Completion", "FeatureType", "LabelSpec", "SoftLabels", "complete", "log_softmax", "top_k"]
+__all__ = [
+    "COLDEST",
+    "HOTTEST",
+    "LABELS",
+    "Completion",
+    "FeatureType",
+    "LabelSpec",
+    "SoftLabels",
+    "complete",
+    "log_softmax",
+    "top_k",
+]
 
 LABELS = "labels"
 """The output that every teacher with classes has: its answer over the classes, in canonical form."""

@@ -326,3 +326,12 @@ def test_the_card_has_the_digest_of_the_classifier(tiny_models):
     card = TeacherCard.from_json((tiny_models / "tiny" / "card.json").read_bytes())
     digest = hashlib.sha256((tiny_models / "tiny" / "head.safetensors").read_bytes()).hexdigest()
     assert (card.head_digest, card.headless) == (digest, "")
+
+
+def test_a_feature_beyond_float16_is_told(tmp_path):
+    teacher = tiny_teacher.make()
+    with torch.no_grad():
+        teacher.module.stem.weight.mul_(1e6)
+    printed = []
+    export_teacher(teacher, tmp_path, taps=["act"], progress=printed.append)
+    assert re.search(r"note: .*act \(up to .*feature_type='int8'", "".join(printed))
