@@ -29,7 +29,7 @@ def main() -> None:
     train, val = SampleImages(options.data / "train"), SampleImages(options.data / "val")
     with connect(
         options.farm,
-        student=make_student(options.student, len(train.classes)),
+        student=lambda num_classes: make_student(options.student, num_classes),
         method=options.method,
         classes=train.classes,
         num_samples=len(train),
@@ -69,8 +69,7 @@ def main() -> None:
         )
         accelerator.print(f"student  {result}")
         if accelerator.is_main_process:
-            options.out.mkdir(parents=True, exist_ok=True)
-            torch.save(finished.state_dict(), options.out / "student.pt")
+            distillation.save(options.out, options.student)
     accelerator.end_training()
 
 

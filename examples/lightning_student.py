@@ -25,7 +25,7 @@ def main() -> None:
     train, val = SampleImages(options.data / "train"), SampleImages(options.data / "val")
     with connect(
         options.farm,
-        student=make_student(options.student, len(train.classes)),
+        student=lambda num_classes: make_student(options.student, num_classes),
         method=options.method,
         classes=train.classes,
         num_samples=len(train),
@@ -52,7 +52,7 @@ def main() -> None:
         )
         trainer.fit(module, data, ckpt_path=options.out / "last.ckpt" if options.resume else None)
         if trainer.is_global_zero:
-            torch.save(module.distiller.inference().state_dict(), options.out / "student.pt")
+            distillation.save(options.out, options.student)
             print(f"val_top1 {trainer.callback_metrics['val_top1']:.3f}, waited {trainer.train_dataloader.stall:.1%}")
 
 

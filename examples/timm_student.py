@@ -30,7 +30,7 @@ def main() -> None:
         joined("auto") as ranks,
         connect(
             options.farm,
-            student=make_student(options.student, len(train.classes)),
+            student=lambda num_classes: make_student(options.student, num_classes),
             method=options.method,
             classes=train.classes,
             num_samples=len(train),
@@ -77,8 +77,7 @@ def main() -> None:
         )
         if ranks.first:
             print(f"averaged student  {figures}")
-            options.out.mkdir(parents=True, exist_ok=True)
-            torch.save(task.get_checkpoint_state(ema=True), options.out / "student.pt")
+            distillation.save(options.out, options.student, distiller=task.get_eval_model(ema=True).distiller)
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,6 @@ Needs pip install 'teacherfarm[transformers]'. --resume goes on from the last ch
 import argparse
 from pathlib import Path
 
-import torch
 from transformers import TrainingArguments, set_seed
 
 from teacherfarm.student.image_sources import SampleImages
@@ -44,7 +43,7 @@ def main() -> None:
     train, val = SampleImages(options.data / "train"), SampleImages(options.data / "val")
     with connect(
         options.farm,
-        student=make_student(options.student, len(train.classes)),
+        student=lambda num_classes: make_student(options.student, num_classes),
         method=options.method,
         classes=train.classes,
         num_samples=len(train),
@@ -60,7 +59,7 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=options.resume)
         figures = trainer.evaluate()
         if trainer.is_world_process_zero():
-            torch.save(distillation.distiller.inference().state_dict(), options.out / "student.pt")
+            distillation.save(options.out, options.student)
             print(f"eval_top1 {figures['eval_top1']:.3f}")
 
 

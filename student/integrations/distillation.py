@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,9 @@ from teacherfarm.student.methods.student_taps import TappedStudent
 from teacherfarm.student.mixed_crops import MixedCrops
 from teacherfarm.student.pixels import to_student
 from teacherfarm.student.recipes.class_names import match_classes
+from teacherfarm.student.recipes.finished import StudentCard, save_student
+from teacherfarm.student.recipes.method_options import make_settings
+from teacherfarm.student.recipes.trainee import num_outputs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -134,12 +138,33 @@ class Distillation:
             mix=batch.get("mix"),
         )
 
+    def save(self, folder: Path, source: str, *, distiller: Distiller | None = None) -> None:
+        """Write the finished student, student.pt and student.json, for ``load_student(folder)``.
+
+        ``source``: what make_student built it of. ``distiller``: another one than what was trained, an average, say.
+        """
+        distiller, card = self.distiller if distiller is None else distiller, self.card
+        about = StudentCard(
+            source=source,
+            num_outputs=distiller.method.setup.student.num_classes,
+            method=distiller.method.name,
+            rendering=self.student_rendering,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            center_crop_fraction=card.center_crop_fraction,
+            classes=card.classes,
+            teacher=card.name,
+            teacher_digest=card.teacher_digest,
+            plan=distiller.method.inference_plan(),
+        )
+        save_student(folder, distiller.inference(), about)
+
 
 def connect(
     address: str,
     teacher: str = "",
     *,
-    student: nn.Module,
+    student: nn.Module | Callable[[int], nn.Module],
     method: str = "kd",
     settings: Mapping[str, Any] | None = None,
     student_size: int | None = None,
@@ -157,24 +182,25 @@ def connect(
 ) -> Distillation:
     """Ask the farm what the teacher is, and the method what it needs of it; ``client``: TeacherClient's options.
 
-    ``settings``: the method's, by name (``teacherfarm methods NAME`` lists them). ``student_size``: height and width of
-    the student's crops (default: the teacher's). ``num_samples``: images of the data set; ``batch_size``: crops of one
-    step, summed over all processes: what some methods' memories and terms are sized by. ``classes``: the data's, in
-    order, matched to the teacher's by name; without them the data's numbers are the teacher's. Call it in every process
-    with the same student. Raises MethodMismatch where teacher, student and method do not go together.
+    ``student``: a network with the teacher's classes, or a function that makes one of their number (of the embedding's
+    length, where the teacher has no classes). ``settings``: the method's, by name (``teacherfarm methods NAME`` lists
+    them). ``student_size``: height and width of the student's crops (default: the teacher's). ``num_samples``: images
+    of the data set; ``batch_size``: crops of one step, summed over all processes: what some methods' memories and terms
+    are sized by. ``classes``: the data's, in order, matched to the teacher's by name; without them the data's numbers
+    are the teacher's. Call it in every process with the same student.
+
+    Raises MethodMismatch where teacher, student and method do not go together.
     """
     kind = find_method(method)
-    known = [field.name for field in dataclasses.fields(kind.Settings)]
-    if unknown := [name for name in settings or {} if name not in known]:
-        raise ValueError(f"method {method} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    chosen = kind.Settings(**(settings or {}))
+    chosen = make_settings(kind, settings or {})
     with TeacherClient(address, teacher, **client) as look:
         card = look.card
+    network = student if isinstance(student, nn.Module) else student(num_outputs(card))
     size = Rendering(height=student_size, width=student_size) if student_size else card.rendering
     setup = Setup(
         card=card,
         # Measured on a copy: what the method does not look at must not be kept in every step.
-        student=TappedStudent(copy.deepcopy(student), student_taps).measure(size.height, size.width),
+        student=TappedStudent(copy.deepcopy(network), student_taps).measure(size.height, size.width),
         teacher_taps=tuple(teacher_taps),
         student_taps=tuple(student_taps),
         num_samples=num_samples,
@@ -198,7 +224,7 @@ def connect(
             head = source.head()
             given = TeacherHead(weight=torch.from_numpy(head.weight.copy()), bias=torch.from_numpy(head.bias.copy()))
             setup = dataclasses.replace(setup, head=given)
-        distiller = Distiller(TappedStudent(student, student_taps), kind(chosen, setup), hard_fallback=hard_fallback)
+        distiller = Distiller(TappedStudent(network, student_taps), kind(chosen, setup), hard_fallback=hard_fallback)
     except BaseException:
         source.close()
         raise
