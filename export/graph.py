@@ -6,6 +6,7 @@ Knows PyTorch; nothing of ONNX, files or verification.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,10 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
         if name == EMBEDDING and name in points and math.prod(shape[1:]) == 1:
             shape = shape[:1]
         whole[name] = _describe(name, points.get(name), shape, teacher)
+        if whole[name].layout == "map" and name != EMBEDDING and EMBEDDING in found:
+            places = (1, 2) if name in channels_last else (2, 3)
+            averages = _is_the_same(tensor.mean(dim=places), found[EMBEDDING].flatten(1))
+            whole[name] = dataclasses.replace(whole[name], averages_to_embedding=averages)
     features = [whole[EMBEDDING]] if EMBEDDING in whole else []
     reductions = {}
     for request in requests:
@@ -134,6 +139,11 @@ def _refuse_finished_probabilities(result: torch.Tensor) -> None:
             "the teacher already ends in softmax (its results are positive and sum to 1), and softmax of "
             "probabilities is wrong: return the logits"
         )
+
+
+def _is_the_same(vectors: torch.Tensor, embedding: torch.Tensor) -> bool:
+    largest = float(embedding.abs().max())
+    return vectors.shape == embedding.shape and torch.allclose(vectors, embedding, rtol=0, atol=1e-3 * largest)
 
 
 def _is_channels_last(teacher: Teacher, point: Point, shape: tuple[int, ...]) -> bool:

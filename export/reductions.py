@@ -65,6 +65,7 @@ def describe_reduced(request: TapRequest, whole: OutputCard) -> OutputCard:
         module=whole.module,
         reduction="pool" if is_map else "attention",
         of=request.of,
+        averages_to_embedding=whole.averages_to_embedding if is_map else None,
     )
 
 

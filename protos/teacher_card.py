@@ -48,7 +48,8 @@ class OutputCard:
     ``layout``: "vector" [D], "map" [C, H, W], or "tokens" [T, D] whose first ``num_prefix_tokens`` are not patches and
     whose others lie row by row in ``grid``. ``reduction``: what the graph made of the map ``of``, crop by crop: "pool",
     averaged to this size; "attention", the mean over channels of its squares (after averaging it, where the name says a
-    size), flattened and divided by its Euclidean norm [H * W].
+    size), flattened and divided by its Euclidean norm [H * W]. ``averages_to_embedding``: whether a map's mean over its
+    places is the embedding, as methods that reuse the classifier need it; None where that is not known.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OutputCard:
     module: str = ""
     reduction: Reduction = ""
     of: str = ""
+    averages_to_embedding: bool | None = None
 
     @property
     def channel_axis(self) -> int:

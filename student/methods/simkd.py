@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.methods.frozen import eval_where_still, train_only
 from teacherfarm.student.methods.heads import need_head, take_head
-from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.reused_head import Projection, ReusedHead
 from teacherfarm.student.methods.teacher_maps import TeacherMap, pooled_map, teacher_stages
 from teacherfarm.student.methods.teacher_values import weighted_mean, wide
@@ -58,6 +58,12 @@ class SimKD(Method):
         if not 1 <= settings.factor <= teacher.shape[0]:
             raise ValueError(f"simkd: factor={settings.factor} of {teacher.shape[0]} channels: 2, 4 or 8 are usual")
         need_head(cls.name, setup, teacher.shape[0])
+        if setup.card.feature(teacher.output).averages_to_embedding is False:
+            raise MethodMismatch(
+                f"simkd: the classifier of {setup.card.name!r} takes something else than the average of "
+                f"{teacher.output!r}: export its map behind the last layer before pooling (--tap) and name that as the "
+                "last of --teacher-taps"
+            )
         return Asks(spec=LabelSpec(outputs=(teacher.output,)), head=True)
 
     def enter(self, phase: int, student: nn.Module) -> None:

@@ -138,3 +138,15 @@ def test_what_cannot_be_reduced_is_refused(tap, words):
 def test_the_same_reduction_twice_is_refused():
     with pytest.raises(ValueError, match="name each tap once"):
         plan_graph(tiny_teacher.make(), ["block.0@4x4", "block.0@4x4"])
+
+
+def test_the_card_says_which_maps_average_to_the_embedding():
+    taps = ("act", "block", "block@4x4", "block@attention")
+    features = {output.name: output for output in plan_graph(tiny_teacher.make(), taps).features}
+    assert {name: output.averages_to_embedding for name, output in features.items()} == {
+        "embedding": None,
+        "act": False,
+        "block": True,
+        "block@4x4": True,
+        "block@attention": None,
+    }

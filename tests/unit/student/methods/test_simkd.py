@@ -13,7 +13,16 @@ from teacherfarm.student.methods.method import MethodMismatch, StudentShape
 from teacherfarm.student.methods.reused_head import Projection
 from teacherfarm.student.methods.simkd import SimKD, SimKDSettings
 from teacherfarm.student.methods.student_taps import TappedStudent
-from tests.methods import STUDENT_TAPS, make_card, make_head, make_outputs, make_setup, make_step, tiny_student
+from tests.methods import (
+    STUDENT_TAPS,
+    make_card,
+    make_head,
+    make_output_card,
+    make_outputs,
+    make_setup,
+    make_step,
+    tiny_student,
+)
 from tests.unit.student.methods.by_gradient import gradient_is_right
 from tests.unit.student.methods.by_hand import convolve, normalise_batch, pool, values
 
@@ -179,6 +188,10 @@ def test_refuses_what_cannot_be_reused():
         SimKD.asks(SimKDSettings(), make_setup(make_card(features={"embedding": (24,), "layer3": (8, 4, 4)})))
     with pytest.raises(MethodMismatch, match=r"--tap layer3@2x2"):
         SimKD.asks(SimKDSettings(), setup_of(2, 4, outputs=("layer3@1x1",)))
+    map_before_a_layer = make_output_card("layer3", (8, 4, 4), averages_to_embedding=False)
+    setup = make_setup(make_card(features=[make_output_card("embedding", (8,)), map_before_a_layer]))
+    with pytest.raises(MethodMismatch, match="takes something else than the average of 'layer3'"):
+        SimKD.asks(SimKDSettings(), setup)
     with pytest.raises(ValueError, match="factor=9 of 8"):
         SimKD.asks(SimKDSettings(factor=9), setup_of())
     setup = setup_of(head=make_head(make_card()))
