@@ -16,7 +16,7 @@ from teacherfarm.label_store.manifest import Manifest
 from teacherfarm.label_store.recorded_card import read_card, write_card
 from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.protos.crop import CropFormat, Rendering
-from teacherfarm.protos.soft_label import LABELS, LabelSpec
+from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.image_sources import ImageSource, SampleImages
@@ -88,11 +88,6 @@ class KeptLabels:
         crops.
         """
         asked = asked.resolve(card)
-        if self.options.label_maps is not None and set(asked.outputs) != {LABELS}:
-            raise MethodMismatch(
-                f"method {self.options.method} asks for {', '.join(asked.outputs)}, label maps hold classes alone: "
-                "use --method relabel or fkd"
-            )
         if self.recorded is None:
             return asked
         manifest = self.recorded.manifest

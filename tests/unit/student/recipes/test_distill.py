@@ -144,6 +144,33 @@ def test_a_stopped_run_goes_on_to_the_same_bits(data, tmp_path, more, stop_at, c
     torch.testing.assert_close(weights(stopped), weights(undisturbed), rtol=0, atol=0)
 
 
+def test_the_student_alone_asks_nobody_for_crops(data, tmp_path):
+    teacher = PatternTeacher()
+    assert distill(options(data, tmp_path, "--method", "kd", "--soft-weight", 0), ALONE, always(teacher)) == 0
+    assert len(teacher.asked) == 18  # the evaluation's
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["loss"] == row["loss/ce"] for row in rows)
+    assert json.loads((tmp_path / "result.json").read_text())["top1"] > 0.9
+
+
+def make_plain(num_classes):
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, num_classes))
+
+
+def test_batches_of_a_step_are_one_large_batch(data, tmp_path):
+    plain = ["--student", "tests.unit.student.recipes.test_distill:make_plain", "--method", "kd", "--epochs", 2]
+    for name, more in (("whole", ["--batch-size", 24]), ("parts", ["--batch-size", 8, "--accumulate", 3])):
+        assert distill(options(data, tmp_path / name, *plain, *more), ALONE, always(PatternTeacher())) == 0
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), rtol=1e-4, atol=1e-6)
+    rows = [list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines())) for name in ("whole", "parts")]
+    assert [row["steps"] for row in rows[0]] == [row["steps"] for row in rows[1]] == ["2", "4"]
+    # Six batches in steps of four and two.
+    uneven = ["--batch-size", 8, "--accumulate", 4, "--checkpoint-steps", 1, "--keep", 9]
+    assert distill(options(data, tmp_path / "uneven", *plain, *uneven), ALONE, always(PatternTeacher())) == 0
+    assert [path.stem for path in list_checkpoints(tmp_path / "uneven")] == [f"step-{n:09}" for n in (1, 2, 3, 4)]
+
+
 def test_averaged_weights_are_what_is_evaluated_and_kept(data, tmp_path):
     assert distill(options(data, tmp_path, "--ema", 0.9), ALONE, always(PatternTeacher())) == 0
     parts = torch.load(list_checkpoints(tmp_path)[-1])["parts"]
@@ -245,6 +272,10 @@ def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
     [
         (["--batch-size", 2, "--crops-per-image", 4], "must hold one image's 4, got 2"),
         (["--hard-fallback"], "--on-starved skip only"),
+        (["--accumulate", 0], "--accumulate counts the batches of a step, at least 1, got 0"),
+        (["--lr-steps", 3], "--lr-schedule steps and --lr-steps EPOCH ... go together"),
+        (["--method", "simkd"], "no feature maps are known of this student"),
+        (["--method", "funmatch", "--record", "labels"], "never seen again: leave --labels and --record out"),
         (["--views", 100], "order 'fresh' never repeats a view"),
         (["--val-folder", "test"], r"has no folder 'test' \(its folders are train, val\)"),
         (["--student", "resnet18"], "expected torchvision:NAME"),
