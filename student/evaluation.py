@@ -62,7 +62,7 @@ def evaluate(
     device = torch.device(device)
     sums = torch.zeros(8, dtype=torch.float64, device=device)
     bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=device)
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for item in loader:
             batch, labels = item if len(item) == 2 and isinstance(item[1], SoftLabels) else (item, None)
             inputs, targets = split(batch) if split is not None else batch
@@ -121,7 +121,8 @@ def _share(part: float, whole: float) -> float:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode; its own mode comes back."""
     training = model.training
     model.eval()
     try:

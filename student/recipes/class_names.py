@@ -19,12 +19,13 @@ _WORDNET = re.compile(r"n\d{8}")
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
     """``numbers``: the teacher's class of each folder's class, NO_TARGET where none was found; ``how``: in
-    words.
+    words; ``whose`` classes these are, where they are not the teacher's.
     """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
     how: str
+    whose: str = "the teacher's"
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -32,7 +33,7 @@ class ClassMatch:
 
     def __str__(self) -> str:
         matched = len(self.names) - len(self.unmatched)
-        words = f"{matched} of {len(self.names)} classes of the folder matched to the teacher's {self.how}"
+        words = f"{matched} of {len(self.names)} classes of the folder matched to {self.whose} {self.how}"
         if self.unmatched:
             listed = ", ".join(self.unmatched[:8]) + (", ..." if len(self.unmatched) > 8 else "")
             words += f"; not matched: {listed}"
@@ -64,6 +65,17 @@ def match_classes(names: Sequence[str], card: TeacherCard, class_map: Path | Non
         ways.append((tuple(range(len(names))), "by their order (assumed: the card names no classes)"))
     numbers_found, how = max(ways, key=lambda way: sum(number != NO_TARGET for number in way[0]))
     return ClassMatch(names=names, numbers=numbers_found, how=how)
+
+
+def match_own(names: Sequence[str], own: Sequence[str]) -> ClassMatch:
+    """Match a folder's class names to those of the images to train on, for a teacher without classes."""
+    numbers = {name: number for number, name in enumerate(own)}
+    return ClassMatch(
+        names=tuple(names),
+        numbers=tuple(numbers.get(name, NO_TARGET) for name in names),
+        how="by name, as the teacher has none",
+        whose="the training images'",
+    )
 
 
 def _by_map(names: tuple[str, ...], card: TeacherCard, class_map: Path) -> ClassMatch:

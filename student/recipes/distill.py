@@ -113,6 +113,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
             card,
             size=(data.student_rendering.height, data.student_rendering.width),
             num_samples=len(data.train),
+            num_classes=len(data.train.source.classes),
             num_ranks=ranks.num_ranks,
             fetch_head=teachers.head,
         )

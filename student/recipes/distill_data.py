@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from teacherfarm.student.methods.method import Asks
 from teacherfarm.student.mixed_crops import MixedCrops
 from teacherfarm.student.own_pixels import OwnPixels
 from teacherfarm.student.pixels import to_student
-from teacherfarm.student.recipes.class_names import ClassMatch, match_classes
+from teacherfarm.student.recipes.class_names import ClassMatch, match_classes, match_own
 from teacherfarm.student.recipes.folders import find_samples
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.no_teacher import NoTeacher
@@ -38,7 +39,7 @@ from teacherfarm.student.shard_sampler import ShardSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """One data set of images, and its classes in the teacher's numbers."""
+    """One data set of images, and its classes in the teacher's numbers, or in its own where the teacher has none."""
 
     source: SampleImages
     match: ClassMatch
@@ -48,9 +49,16 @@ class Images:
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         """The teacher's class numbers of a batch [N]; NO_TARGET for unmatched classes and unreadable images."""
+        own = self.own_targets(batch)
+        if not self.match.numbers:
+            return torch.full_like(own, NO_TARGET)
         numbers = torch.tensor(self.match.numbers)
+        return torch.where(own != NO_TARGET, numbers[own.clamp(min=0)], NO_TARGET)
+
+    def own_targets(self, batch: dict[str, Any]) -> Tensor:
+        """The folder's own class numbers of a batch [N]; NO_TARGET for unreadable images."""
         known = (batch["targets"] >= 0) & (batch["weight"] > 0)
-        return torch.where(known, numbers[batch["targets"].clamp(min=0)], NO_TARGET)
+        return torch.where(known, batch["targets"], NO_TARGET)
 
 
 def num_workers(options: argparse.Namespace) -> int:
@@ -66,13 +74,15 @@ class DistillData:
         options = self._options
         if options.data is None:
             raise ValueError("which images? Give DATA, or data: in --config FILE")
-        self.train, self.val = (
-            Images(source=source, match=match_classes(source.classes, card, options.class_map))
-            for source in (
-                SampleImages(find_samples(options.data, options.train_folder, "--train-folder")),
-                SampleImages(find_samples(options.data, options.val_folder, "--val-folder")),
-            )
-        )
+        train = SampleImages(find_samples(options.data, options.train_folder, "--train-folder"))
+        val = SampleImages(find_samples(options.data, options.val_folder, "--val-folder"))
+
+        def match(names: Sequence[str]) -> ClassMatch:
+            if card.activation == "none":
+                return match_own(names, train.classes)
+            return match_classes(names, card, options.class_map)
+
+        self.train, self.val = (Images(source=source, match=match(source.classes)) for source in (train, val))
         size, teacher = options.student_size, card.rendering
         self.student_rendering = Rendering(height=size, width=size) if size else teacher
         # Who sees no crop needs none to be cut.

@@ -13,6 +13,7 @@ from torch import Tensor
 from teacherfarm.student.evaluation import Evaluation, evaluate
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.methods.distiller import Distiller
+from teacherfarm.student.neighbours import evaluate_neighbours
 from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.distill_teachers import DistillTeachers
 from teacherfarm.student.recipes.finished import StudentCard, save_student
@@ -20,8 +21,8 @@ from teacherfarm.student.recipes.phase_training import AMP_TYPES
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recipes.report import ReportData, write_report
 from teacherfarm.student.recipes.run_log import RunLog
-from teacherfarm.student.recipes.trainee import Trainee
-from teacherfarm.student.tally import Tally
+from teacherfarm.student.recipes.trainee import Trainee, learns_own_classes
+from teacherfarm.student.tally import MOST_CLASSES, Tally
 
 RESULT_FILE = "result.json"
 
@@ -35,6 +36,8 @@ class Finishing:
         self._options, self._data, self._trainee = options, data, trainee
         self._teachers, self._ranks = teachers, ranks
         self._val_loader = data.val_loader()
+        card, settings = teachers.card, trainee.settings
+        self._returns_vectors = card.activation == "none" and not learns_own_classes(card, settings)
 
     def evaluate(self, distiller: Distiller) -> Evaluation:
         """The student as it is now; all ranks together."""
@@ -51,7 +54,9 @@ class Finishing:
         """Evaluate beside the teacher, where there is one; the rank with a log writes the student and the report."""
         options, teachers, trainee = self._options, self._teachers, self._trainee
         card = teachers.card
-        tally = Tally(trainee.setup.student.num_classes, self._ranks.device)
+        num_classes = trainee.setup.student.num_classes
+        counted = not self._returns_vectors and num_classes <= MOST_CLASSES
+        tally = Tally(num_classes, self._ranks.device) if counted else None
         with teachers.knowing_classes() as teacher:
             val: Any = self._val_loader
             if teacher is not None:
@@ -76,7 +81,7 @@ class Finishing:
                 passes=log.rows,
                 result=result,
                 parts=log.parts,
-                tally=tally if result.crops else None,
+                tally=tally,
                 classes=card.classes,
                 client=teachers.stats,
                 wire=options.teacher_address or "",
@@ -115,9 +120,14 @@ class Finishing:
         )
 
     def _evaluate(self, distiller: Distiller, loader: Any, tally: Tally | None = None) -> Evaluation:
+        val = self._data.val
+        targets = val.own_targets if self._returns_vectors else val.targets
+
         def split(batch: Any) -> tuple[Tensor, Tensor]:
-            return self._data.student_input(batch), self._data.val.targets(batch)
+            return self._data.student_input(batch), targets(batch)
 
         finished, device = distiller.inference(), self._ranks.device
         amp = AMP_TYPES[self._options.amp]
+        if self._returns_vectors:
+            return evaluate_neighbours(finished, loader, device, split=split, amp_dtype=amp)
         return evaluate(finished, loader, device, split=split, amp_dtype=amp, tally=tally)

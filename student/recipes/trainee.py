@@ -49,15 +49,17 @@ def make_trainee(
     *,
     size: tuple[int, int],
     num_samples: int,
+    num_classes: int,
     num_ranks: int,
     fetch_head: Callable[[], ClassifierHead],
 ) -> Trainee:
-    """Seeded by ``--seed`` alone, so that every rank gets the same. ``size``: height and width of the student's crops.
+    """Seeded by ``--seed`` alone, so that every rank gets the same. ``size``: height and width of the student's crops;
+    ``num_classes``: of the images to train on.
 
     Raises MethodMismatch where teacher, student and method do not go together, ValueError for other mistakes.
     """
     torch.manual_seed(options.seed)
-    student = make_student(options.student, num_outputs(card))
+    student = make_student(options.student, num_outputs(card, num_classes if learns_own_classes(card, settings) else 0))
     if options.init:
         load_weights(student, options)
     taps = tuple(options.student_taps) or default_taps(options.student, student, height=size[0], width=size[1])
@@ -81,10 +83,19 @@ def make_trainee(
     return Trainee(method=method, settings=settings, setup=setup, phases=phases, distiller=distiller)
 
 
-def num_outputs(card: TeacherCard) -> int:
-    """How many numbers the student ends with: the teacher's classes, or the length of its embedding."""
+def learns_own_classes(card: TeacherCard, settings: Any) -> bool:
+    """Whether the student learns the images' own classes, as the teacher has none and the settings ask for them."""
+    return card.activation == "none" and bool(getattr(settings, "hard_weight", None))
+
+
+def num_outputs(card: TeacherCard, num_own_classes: int = 0) -> int:
+    """How many numbers the student ends with: the teacher's classes; where it has none the images' own that it shall
+    learn, or the length of the teacher's embedding.
+    """
     if card.activation != "none":
         return card.num_classes
+    if num_own_classes:
+        return num_own_classes
     embeddings = [output.shape[0] for output in card.features if output.name == EMBEDDING]
     return embeddings[0] if embeddings else card.features[0].num_channels
 

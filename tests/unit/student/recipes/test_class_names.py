@@ -1,7 +1,7 @@
 import pytest
 
 from teacherfarm.student.losses import NO_TARGET
-from teacherfarm.student.recipes.class_names import match_classes
+from teacherfarm.student.recipes.class_names import match_classes, match_own
 from teacherfarm.student.recipes.imagenet_synsets import WORDNET_IDS
 from tests.unit.student.fake_teacher import make_card
 
@@ -59,3 +59,11 @@ def test_a_map_decides(tmp_path):
         file.write_text(f"bird = 3\n{line}\n")
         with pytest.raises(ValueError, match=r"map.txt, line 2: expected FOLDER = CLASS"):
             match_classes(["fish"], CARD, file)
+
+
+def test_classes_of_ones_own_where_the_teacher_has_none():
+    match = match_own(["bob", "eve", "ann"], ["ann", "bob", "cy"])
+    assert match.numbers == (1, NO_TARGET, 0)
+    assert str(match) == (
+        "2 of 3 classes of the folder matched to the training images' by name, as the teacher has none; not matched: eve"
+    )
