@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.student.integrations.distillation import Distillation
+from teacherfarm.student.integrations.distillation import Distillation, check_processes
 from teacherfarm.student.labelled_loader import LabelledLoader
 
 
@@ -38,6 +38,7 @@ def prepare(
     Batches stay on the CPU: the teacher's crops are never needed elsewhere. Raises ValueError for gradient accumulation
     that ends with the loader: labels are asked ahead, and accelerate would take every batch for the last one.
     """
+    check_processes(accelerator.num_processes)
     state = accelerator.gradient_state
     if state.num_steps > 1 and state.sync_with_dataloader:
         raise ValueError(

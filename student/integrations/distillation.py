@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,3 +239,14 @@ def connect(
         std=std,
         class_numbers=match.numbers if match is not None else (),
     )
+
+
+def check_processes(num_processes: int) -> None:
+    """Raise ValueError where a framework knows of fewer processes than were started: each would train alone, on all."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != num_processes:
+        raise ValueError(
+            f"{started} processes were started and the trainer knows of {num_processes}: each would train alone on all "
+            "of the data. accelerate and transformers join processes without GPUs where ACCELERATE_USE_CPU=true is set "
+            "(accelerate launch --cpu does); Lightning takes Trainer(devices=..., num_nodes=..., strategy='ddp')"
+        )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.student.integrations.distillation import Distillation
+from teacherfarm.student.integrations.distillation import Distillation, check_processes
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET, hard_cross_entropy
 from teacherfarm.student.shard_sampler import ShardSampler
@@ -98,6 +98,7 @@ class DistillationData(LightningDataModule):
         # Lightning shards real DataLoaders only, and this one is wrapped: it is sharded here.
         trainer = self.trainer
         num_ranks, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        check_processes(num_ranks)
         sampler = ShardSampler(self._train, rank=rank, num_ranks=num_ranks, seed=self._seed)
         collate = self._distillation.collate(seed=self._seed)
         loader = DataLoader(

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from teacherfarm.protos.soft_label import SoftLabels
-from teacherfarm.student.integrations.distillation import Distillation
+from teacherfarm.student.integrations.distillation import Distillation, check_processes
 from teacherfarm.student.losses import NO_TARGET, hard_cross_entropy
 
 
@@ -43,6 +43,7 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 "crops are no columns that a forward() names: TrainingArguments(..., remove_unused_columns=False)"
             )
+        check_processes(args.world_size)
         self.distillation = distillation
         self._source: Iterator[dict[str, Any]] | None = None
         self._labelled: Iterator[dict[str, _Labelled]] = iter(())

@@ -136,6 +136,27 @@ def test_accumulation_that_ends_with_a_loader_is_refused(distil, images):
     assert stepped == [False, True, False, True, False]
 
 
+def test_processes_that_do_not_know_of_each_other_are_refused(distil, images, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+    from transformers import TrainingArguments
+
+    from teacherfarm.student.integrations.accelerate import prepare
+    from teacherfarm.student.integrations.lightning import DistillationData
+    from teacherfarm.student.integrations.transformers import DistillationTrainer
+
+    distillation, arguments = distil(), TrainingArguments(str(tmp_path), use_cpu=True, remove_unused_columns=False)
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(distillation.distiller.parameters(), lr=0.1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for start in (
+        lambda: prepare(accelerator, distillation, optimizer, DataLoader(images)),
+        lambda: DistillationTrainer(distillation, arguments),
+        lambda: DistillationData(distillation, images, batch_size=2).train_dataloader(),
+    ):
+        with pytest.raises(ValueError, match="2 processes were started and the trainer knows of 1"):
+            start()
+
+
 def test_a_trainer_that_would_drop_the_crops_is_refused(distil, tmp_path):
     from transformers import TrainingArguments
 
