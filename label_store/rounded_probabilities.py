@@ -13,6 +13,7 @@ LEAST_LOG_PROBABILITY = np.float16(-65504)
 """Stands for a probability of 0: finite, so that 0 * log 0 stays 0."""
 
 _FLOAT32_NOISE = 1e-6
+_STEPS_BACK = 4
 
 
 def log_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float16]:
@@ -40,9 +41,12 @@ def probabilities(log_probabilities: NDArray[np.float16], *, whole: bool) -> NDA
     room = np.abs(step.sum(axis=-1, keepdims=True))
     share = np.divide(np.abs(excess), room, out=np.full_like(excess, np.inf), where=room > 0)
     moved = (values + np.minimum(share, 1) * step).astype(np.float32)
-    # Near the whole way, or just below 1, where float32 is no finer, a move can end at a neighbour.
+    # At the end of its way, where float32 is no finer, a move can end at a neighbour: then it goes a little less far.
+    for _ in range(_STEPS_BACK):
+        moved = np.where(_log(moved) == log_probabilities, moved, np.nextafter(moved, values.astype(np.float32)))
     moved = np.where(_log(moved) == log_probabilities, moved, values)
-    moved = np.where(share < 1.01, moved, values / np.where(total > 0, total, 1))
+    reached = (share < 1.01) | (np.abs(excess) - room < _FLOAT32_NOISE)
+    moved = np.where(reached, moved, values / np.where(total > 0, total, 1))
     off = (np.abs(excess) if whole else excess) > _FLOAT32_NOISE
     return np.where(off, moved, values).astype(np.float32)
 
