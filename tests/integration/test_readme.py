@@ -64,7 +64,7 @@ def test_every_python_block_is_run_here():
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("teacherfarm ")])
 def test_command_lines_are_right(line):
     words = shlex.split(line, comments=True)
-    options = cli.make_parser(words[1]).parse_args(words[1:])
+    options = cli.make_parser(words[1], words[2:]).parse_args(words[1:])
     assert options.command == words[1]
 
 
