@@ -41,7 +41,7 @@ from teacherfarm.student.recipes.finishing import Finishing
 from teacherfarm.student.recipes.interrupts import StopWish
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.link_check import measure_link
-from teacherfarm.student.recipes.method_options import PREFIX, given_settings, make_settings
+from teacherfarm.student.recipes.method_options import PREFIX, given_settings, make_settings, words
 from teacherfarm.student.recipes.pass_meter import STEPS_PER_READING, PassMeter
 from teacherfarm.student.recipes.passes import plan_phases
 from teacherfarm.student.recipes.phase_training import PhaseTraining
@@ -99,7 +99,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
         data = DistillData(kept, card, ranks)
         teachers.references = data.references() if kept.asks and options.by_reference else None
         method = find_method(options.method)
-        settings = make_settings(method, kept.decided_for(method) | given_settings(options))
+        settings = make_settings(method, kept.decided_for(method, card) | given_settings(options))
         say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12] or 'unknown'}")
         if kept.recorded is not None:
             say(f"labels   {kept}")
@@ -127,14 +127,14 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
             average = AveragedModel(distiller, multi_avg_fn=averaging, use_buffers=True)
         finished = distiller if average is None else cast(Distiller, average.module)
         say(f"student  {options.student}: {millions(distiller.student)} parameters on {device}")
-        say(f"method   {method.name}: {', '.join(f'{key} {value}' for key, value in vars(settings).items())}")
+        say(f"method   {method.name}: {', '.join(f'{key} {words(value)}' for key, value in vars(settings).items())}")
 
         # Where to begin.
         passes = plan_phases([(phase.begin, phase.end) for phase in trainee.phases], options.crops_per_image)
         checkpoint = find_checkpoint(options)
         begin = read_progress(checkpoint) if checkpoint is not None else {"pass": 0, "steps": 0, "phase": 0}
         first = passes[min(begin["pass"], len(passes) - 1)]
-        training = PhaseTraining(trainee, begin["phase"], options, ranks, scaler)
+        training = PhaseTraining(trainee, begin.get("phase", 0), options, ranks, scaler)
         loader_of = (first.phase, first.crops_per_image)
 
         def train_loader(phase: int, crops_per_image: int) -> LabelledLoader[Any]:
@@ -147,15 +147,18 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
             parts: dict[str, Any] = {"model": distiller, "optimizer": training.optimizer, "scaler": scaler}
             if average is not None:
                 parts["ema"] = average
-            run_settings = data.settings() | {"method": [method.name, *map(str, vars(settings).items())]}
-            return Run(parts=parts, loader=loader, teachers={card.name: card.teacher_digest}, settings=run_settings)
+            teacher = {card.name: card.teacher_digest}
+            return Run(
+                parts=parts, loader=loader, teachers=teacher, settings=data.settings() | trainee.settings_by_name()
+            )
 
         steps = begin["steps"]
         if checkpoint is not None:
             load_checkpoint(checkpoint, state())
             say(f"going on from {checkpoint.name}, step {steps}")
-        elif kept.asks and options.measure_link:
+        elif kept.asks and kept.recorded is None and options.measure_link:
             say(f"link     {measure_link(options, data, teachers, training, ranks)}")
+            teachers.count_anew()
         epochs_done = first.epoch if begin["pass"] < len(passes) else options.epochs
         out.mkdir(parents=True, exist_ok=True)
         log = stack.enter_context(RunLog(out, resume_epoch=epochs_done)) if ranks.first else None

@@ -36,6 +36,7 @@ class DistillTeachers:
         self._kept, self._connect = kept, connect
         self._spec: LabelSpec | None = None
         self._stats: list[ClientStats] = []
+        self._uncounted: dict[str, int] = {}
         self.references: ByReference | None = None
         self._open: FarmTeacher | None = self._note(connect()) if kept.asks else None
         self.card = kept.card(self._open)
@@ -90,17 +91,23 @@ class DistillTeachers:
             with self.asked_besides(bare_spec(self.card)) as teacher:
                 yield teacher
 
+    def count_anew(self) -> None:
+        """What was asked so far was no training: :attr:`stats` begin here."""
+        self._uncounted = self._counted()
+
     @property
     def stats(self) -> ClientStats | None:
-        """What all clients have counted so far; None where nobody counted."""
+        """What all clients have counted, of their integers; None where nobody counted."""
         if not self._stats:
             return None
         total = ClientStats()
-        for stats in self._stats:
-            for field in fields(ClientStats):
-                if isinstance(before := getattr(total, field.name), int):
-                    setattr(total, field.name, before + getattr(stats, field.name))
+        for name, count in self._counted().items():
+            setattr(total, name, count - self._uncounted.get(name, 0))
         return total
+
+    def _counted(self) -> dict[str, int]:
+        names = [field.name for field in fields(ClientStats) if isinstance(getattr(ClientStats(), field.name), int)]
+        return {name: sum(getattr(stats, name) for stats in self._stats) for name in names}
 
     def _another(self, spec: LabelSpec) -> FarmTeacher:
         return self._note(self._connect(spec=spec, digest=self.card.teacher_digest, by_reference=self.references))

@@ -88,3 +88,12 @@ def test_label_maps_hold_classes_and_no_classifier(tmp_path):
     assert teachers.stats is None
     with pytest.raises(ValueError, match="--label-maps label every crop: leave --teacher-address"):
         KeptLabels(options(label_maps="maps", teacher_address="zmq://unused:1"))
+
+
+def test_what_was_asked_before_training_does_not_count(teachers):
+    with teachers:
+        teachers.asked(LabelSpec())
+        teachers.count_anew()
+        assert (teachers.stats.crops_asked, teachers.stats.bytes_sent) == (0, 0)
+        teachers.asked(LabelSpec(outputs=("labels",), top_k=2))
+        assert (teachers.stats.crops_asked, teachers.stats.bytes_sent) == (3, 5)
