@@ -20,12 +20,21 @@ BENCHMARKS = {
     "stall": "crops/s of a training loop with soft labels, over the same loop without a teacher",
 }
 
+STUDIES = {
+    "accuracy": "top-1 of a student alone and by every method, with deviation and bytes on the wire (its own --help)",
+}
+"""What takes hours, and a command line of its own."""
+
 WITH_MODELS = ("service", "triton", "fanout", "warm")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 after a benchmark; 2 and the list of them without a name."""
-    listed = "\n".join(f"  {name:8} {about}" for name, about in BENCHMARKS.items())
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in STUDIES:
+        study = importlib.import_module(f"bench.{given[0]}")
+        return int(study.main(given[1:]))
+    listed = "\n".join(f"  {name:8} {about}" for name, about in {**BENCHMARKS, **STUDIES}.items())
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=f"{__doc__}\n\nbenchmarks:\n{listed}",
@@ -39,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", help="loader: your own JPEG files, a folder with one folder per class (default: made for it)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     if options.name is None:
         parser.print_help()
         return 2
