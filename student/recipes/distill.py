@@ -24,8 +24,6 @@ from teacherfarm.student.blocking import TeacherClient
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.checkpoint import (
     Run,
-    latest_checkpoint,
-    list_checkpoints,
     load_checkpoint,
     read_progress,
     save_checkpoint,
@@ -34,6 +32,7 @@ from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import Step
 from teacherfarm.student.methods.registry import find_method
+from teacherfarm.student.recipes.distill_checks import check_options, find_checkpoint
 from teacherfarm.student.recipes.distill_command import add_arguments
 from teacherfarm.student.recipes.distill_data import DistillData
 from teacherfarm.student.recipes.distill_teachers import DistillTeachers
@@ -48,7 +47,7 @@ from teacherfarm.student.recipes.phase_training import PhaseTraining
 from teacherfarm.student.recipes.ranks import Ranks, joined
 from teacherfarm.student.recipes.run_config import CONFIG_FILE, write_config
 from teacherfarm.student.recipes.run_log import PassRow, RunLog
-from teacherfarm.student.recipes.trainee import Trainee, make_trainee
+from teacherfarm.student.recipes.trainee import make_trainee
 from teacherfarm.student.settings import Timeouts
 
 STOPPED = 130
@@ -262,42 +261,6 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
 def millions(module: nn.Module) -> str:
     """How many parameters a module has."""
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
-
-
-def check_options(options: argparse.Namespace, data: DistillData, trainee: Trainee) -> None:
-    """Raise ValueError for what would train something else than was meant."""
-    if options.batch_size < options.crops_per_image:
-        raise ValueError(
-            f"--batch-size counts crops and must hold one image's {options.crops_per_image}, got {options.batch_size}"
-        )
-    if options.accumulate < 1:
-        raise ValueError(f"--accumulate counts the batches of a step, at least 1, got {options.accumulate}")
-    if (trainee.asks_targets or options.hard_fallback) and data.train.match.unmatched:
-        raise ValueError(
-            f"method {trainee.method.name} learns from the data's own labels, too, and needs every class: "
-            f"{data.train.match}. Give --class-map FILE"
-        )
-    if options.hard_fallback and options.on_starved != "skip":
-        raise ValueError("--hard-fallback has an effect with --on-starved skip only")
-    specs = {phase.asks.spec for phase in trainee.phases if phase.asks.spec is not None}
-    if options.record is not None and len(specs) > 1:
-        raise ValueError(f"method {trainee.method.name} asks for other outputs in each phase: --record keeps one kind")
-    if any(phase.asks.fresh for phase in trainee.phases) and (options.labels or options.record):
-        raise ValueError(
-            f"method {trainee.method.name} with these settings has the teacher label what is never seen again: "
-            "leave --labels and --record out"
-        )
-
-
-def find_checkpoint(options: argparse.Namespace) -> Path | None:
-    """The newest checkpoint with --resume; without it an older run in the folder is refused, not overwritten."""
-    if options.resume:
-        return latest_checkpoint(options.out)
-    if list_checkpoints(options.out):
-        raise ValueError(
-            f"{options.out} holds an earlier run: --resume goes on with it, another --out starts a new one"
-        )
-    return None
 
 
 __all__ = ["add_arguments", "distill", "main"]

@@ -64,11 +64,15 @@ class KeptLabels:
         kind = f"the {spec.top_k} best classes at T={spec.temperature:g}" if spec.top_k else "dense"
         return f"{self.options.labels}: {len(recorded)} of {images * views} ({views} views of {images} images), {kind}"
 
-    def decided_for(self, method: type[Method]) -> dict[str, Any]:
-        """The settings of a method that recorded top-k labels decide where nobody says otherwise."""
+    def decided_for(self, method: type[Method], card: TeacherCard) -> dict[str, Any]:
+        """The settings of a method that recorded top-k labels decide where nobody says otherwise; a teacher of a few
+        classes has no more of them to ask for.
+        """
         spec = LabelSpec() if self.recorded is None else self.recorded.manifest.spec
-        known = {setting.name for setting in dataclasses.fields(method.Settings)}
+        known = {setting.name: setting.default for setting in dataclasses.fields(method.Settings)}
         decided = {"top_k": spec.top_k, "temperature": spec.temperature} if spec.top_k else {}
+        if 0 < card.num_classes < known.get("top_k", 0):
+            decided.setdefault("top_k", card.num_classes)
         return {name: value for name, value in decided.items() if name in known}
 
     def card(self, teacher: Teacher | None) -> TeacherCard:

@@ -35,6 +35,12 @@ class Trainee:
     phases: tuple[Phase, ...]
     distiller: Distiller
 
+    def settings_by_name(self) -> dict[str, Any]:
+        """Plain values that a resumed run must have again."""
+        of_method = {f"{self.method.name}'s {name}": value for name, value in vars(self.settings).items()}
+        taps = {"teacher taps": list(self.setup.teacher_taps), "student taps": list(self.setup.student_taps)}
+        return {"method": self.method.name, **of_method, **taps}
+
     @property
     def asks_targets(self) -> bool:
         """Whether any phase learns from the data's own labels."""
@@ -58,24 +64,32 @@ def make_trainee(
 
     Raises MethodMismatch where teacher, student and method do not go together, ValueError for other mistakes.
     """
-    torch.manual_seed(options.seed)
-    student = make_student(options.student, num_outputs(card, num_classes if learns_own_classes(card, settings) else 0))
-    if options.init:
-        load_weights(student, options)
-    taps = tuple(options.student_taps) or default_taps(options.student, student, height=size[0], width=size[1])
     per_process = max(options.batch_size // options.crops_per_image, 1) * options.crops_per_image
-    setup = Setup(
-        card=card,
-        # Measured on a copy: what no method looks at must not be kept in every step.
-        student=TappedStudent(copy.deepcopy(student), taps).measure(*size),
-        teacher_taps=tuple(options.teacher_taps),
-        student_taps=tuple(options.student_taps),
-        num_samples=num_samples,
-        batch_size=per_process * num_ranks,
-        crops_per_image=options.crops_per_image,
-        epochs=options.epochs,
-    )
-    phases = method.phases(settings, setup)
+
+    def build(num_outputs: int) -> tuple[nn.Module, tuple[str, ...], Setup, tuple[Phase, ...]]:
+        torch.manual_seed(options.seed)
+        student = make_student(options.student, num_outputs)
+        if options.init:
+            load_weights(student, options)
+        taps = tuple(options.student_taps) or default_taps(options.student, student, height=size[0], width=size[1])
+        setup = Setup(
+            card=card,
+            # Measured on a copy: what no method looks at must not be kept in every step.
+            student=TappedStudent(copy.deepcopy(student), taps).measure(*size),
+            teacher_taps=tuple(options.teacher_taps),
+            student_taps=tuple(options.student_taps),
+            num_samples=num_samples,
+            batch_size=per_process * num_ranks,
+            crops_per_image=options.crops_per_image,
+            epochs=options.epochs,
+        )
+        return student, taps, setup, method.phases(settings, setup)
+
+    # Of a teacher without classes a student learns the images' own, or none at all: the method says which.
+    without_classes = card.activation == "none"
+    student, taps, setup, phases = build((without_classes and num_classes) or num_outputs(card))
+    if without_classes and not any(phase.asks.targets for phase in phases):
+        student, taps, setup, phases = build(num_outputs(card))
     if any(phase.asks.head for phase in phases):
         setup = dataclasses.replace(setup, head=as_tensors(fetch_head()))
     tapped = TappedStudent(student, taps if _compares_stages(phases) else ())
@@ -83,19 +97,10 @@ def make_trainee(
     return Trainee(method=method, settings=settings, setup=setup, phases=phases, distiller=distiller)
 
 
-def learns_own_classes(card: TeacherCard, settings: Any) -> bool:
-    """Whether the student learns the images' own classes, as the teacher has none and the settings ask for them."""
-    return card.activation == "none" and bool(getattr(settings, "hard_weight", None))
-
-
-def num_outputs(card: TeacherCard, num_own_classes: int = 0) -> int:
-    """How many numbers the student ends with: the teacher's classes; where it has none the images' own that it shall
-    learn, or the length of the teacher's embedding.
-    """
+def num_outputs(card: TeacherCard) -> int:
+    """How many numbers a student ends with: the teacher's classes, or the length of its embedding."""
     if card.activation != "none":
         return card.num_classes
-    if num_own_classes:
-        return num_own_classes
     embeddings = [output.shape[0] for output in card.features if output.name == EMBEDDING]
     return embeddings[0] if embeddings else card.features[0].num_channels
 

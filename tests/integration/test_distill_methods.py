@@ -99,7 +99,7 @@ def test_a_method_makes_a_student_that_runs_alone(method, farm, data, tmp_path, 
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("crd", ["--negatives", 16]),
+        ("crd", ["--negatives", 16, "--ema", 0.9]),
         ("semckd", []),
         ("sskd", ["--epochs", 4]),
         ("meal-v2", ["--ema", 0.9]),

@@ -236,6 +236,8 @@ def test_an_older_run_is_not_overwritten(data, tmp_path):
     distill(options(data, tmp_path, "--epochs", 1), ALONE, always(PatternTeacher()))
     with pytest.raises(ValueError, match="holds an earlier run: --resume goes on with it"):
         distill(options(data, tmp_path, "--epochs", 1), ALONE, always(PatternTeacher()))
+    with pytest.raises(ValueError, match="fkd's top_k = 5, this run has 3"):
+        distill(options(data, tmp_path, "--epochs", 1, "--top-k", 3, "--resume"), ALONE, always(PatternTeacher()))
     with pytest.raises(ValueError, match="epochs = 1, this run has 2"):
         distill(options(data, tmp_path, "--epochs", 2, "--resume"), ALONE, always(PatternTeacher()))
 

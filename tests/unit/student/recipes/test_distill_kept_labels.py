@@ -227,12 +227,16 @@ def test_the_labels_decide_what_the_options_leave_open(data, tmp_path):
     kept = KeptLabels(options(data, tmp_path / "2", "--labels", labels))
     filled = kept.options
     assert (filled.order, filled.views) == ("permute", 4)
-    assert kept.decided_for(find_method("fkd")) == {"top_k": 3, "temperature": 4.0}
-    assert kept.decided_for(find_method("kd")) == {"temperature": 4.0}
-    assert kept.decided_for(find_method("sskd")) == {}
+    card = PatternTeacher().card
+    decided = [kept.decided_for(find_method(name), card) for name in ("fkd", "kd", "sskd")]
+    assert decided == [{"top_k": 3, "temperature": 4.0}, {"temperature": 4.0}, {}]
     assert kept.plan(kept.card(None), image_source(data / "train")).seed == 7
     alone = KeptLabels(options(data, tmp_path / "2", *ADDRESS)).options
     assert (alone.order, alone.views) == ("fresh", None)
+    streamed = KeptLabels(options(data, tmp_path / "2", *ADDRESS))
+    few = dataclasses.replace(card, num_classes=4, classes=())
+    assert streamed.decided_for(find_method("fkd"), card) == {}
+    assert streamed.decided_for(find_method("fkd"), few) == {"top_k": 4}
     (labels / "card.json").unlink()
     card = kept.card(None)
     assert (card.name, card.num_classes, card.classes) == ("patterns", 6, ())
