@@ -69,7 +69,7 @@ class KeptLabels:
         classes has no more of them to ask for.
         """
         spec = LabelSpec() if self.recorded is None else self.recorded.manifest.spec
-        known = {setting.name: setting.default for setting in dataclasses.fields(method.Settings)}
+        known: dict[str, Any] = {setting.name: setting.default for setting in dataclasses.fields(method.Settings)}
         decided = {"top_k": spec.top_k, "temperature": spec.temperature} if spec.top_k else {}
         if 0 < card.num_classes < known.get("top_k", 0):
             decided.setdefault("top_k", card.num_classes)
