@@ -44,8 +44,7 @@ class EmbeddingSettings:
     vector: Literal["auto", "embedding", "output"] = setting(
         "auto",
         'the student\'s vector: what its linear classifier takes ("embedding"), or what it returns ("output", of a '
-        'student without classes); "auto": the latter where it ends in no linear layer, or where it returns as many '
-        "values as a teacher without classes has, and learns no classes from the data",
+        'student without classes); "auto": the latter where it learns no classes, or ends in no linear layer',
         choices=VECTORS,
     )
     teacher_vector: str = setting(EMBEDDING, "the teacher's output to learn")
@@ -96,6 +95,10 @@ class Embedding(Method):
             parts["ce"] = self.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
         return parts
 
+    @property
+    def gives_classes(self) -> bool:
+        return self.hard_weight > 0
+
     def predict(self, outputs: StudentOutputs) -> Tensor:
         """Logits, or of a student without classes its vectors [N, D] in the teacher's space."""
         if not self.of_output:
@@ -134,9 +137,8 @@ def _sizes(settings: EmbeddingSettings, setup: Setup) -> tuple[bool, int, int]:
             f"{list(known.shape)}: use --method tokens"
         )
     wanted = known.shape[0]
-    no_classes = card.activation == "none" and not hard_weight(settings.hard_weight, card)
-    same_output = no_classes and student.num_classes == wanted
-    of_output = settings.vector == "output" or (settings.vector == "auto" and (not student.embedding or same_output))
+    has_classes = student.embedding and hard_weight(settings.hard_weight, card)
+    of_output = settings.vector == "output" or (settings.vector == "auto" and not has_classes)
     if not of_output and not student.embedding:
         raise MethodMismatch(
             "embedding: vector=embedding is what the student's classifier takes, and this one ends in no linear layer: "

@@ -224,8 +224,13 @@ class Method(nn.Module):
         """The parts of the loss by name, weighted already: their sum is what is minimised."""
         raise NotImplementedError
 
+    @property
+    def gives_classes(self) -> bool:
+        """Whether the finished model gives logits of classes that it learned; else vectors, to compare images by."""
+        return True
+
     def predict(self, outputs: StudentOutputs) -> Tensor:
-        """Logits [N, C] of the finished model."""
+        """Logits [N, C] of the finished model, or vectors [N, D]."""
         return outputs.logits
 
     def inference(self, student: nn.Module) -> nn.Module:

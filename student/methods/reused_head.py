@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from teacherfarm.student.methods.student_taps import shown
+from teacherfarm.student.methods.of_tap import OfTap
 from teacherfarm.student.methods.teacher_maps import pool
 
 
@@ -56,26 +56,16 @@ class Projection(nn.Module):
         )
 
 
-class ReusedHead(nn.Module):
-    """Pixels -> logits. What ``student`` does after its module ``tap`` is not used."""
+class ReusedHead(OfTap):
+    """Pixels -> logits, of the maps at a module of the student."""
 
     def __init__(self, student: nn.Module, tap: str, projection: Projection) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, tap)
         self.projection = projection
-        self._found: list[Tensor] = []
-        # No closure: a copy's hook must keep for the copy.
-        student.get_submodule(tap).register_forward_hook(self._keep)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        self._found.clear()
-        self.student(pixels)
-        logits: Tensor = self.projection(self._found.pop())
-        self._found.clear()
+    def finish(self, values: Tensor) -> Tensor:
+        logits: Tensor = self.projection(values)
         return logits
-
-    def _keep(self, module: nn.Module, _taken: Any, given: Tensor) -> None:
-        self._found.append(shown(self.student, module, given))
 
 
 def _convolution(taken: int, given: int, size: int) -> tuple[nn.Module, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from teacherfarm.student.methods.frozen import train_only
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.teacher_maps import has, outputs_by_name, pool
 from teacherfarm.student.methods.teacher_values import feature, weighted_mean, wide
+from teacherfarm.student.methods.token_vectors import Layout, TokenVector, of_plan, plan_of, token_vector
 
 MOST_PREFIX_TOKENS = 5
 """A class token and four registers."""
@@ -49,27 +51,6 @@ class TokensSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Tokens [T, D]: the first ``prefix`` are not patches, the others lie row by row in ``height`` x ``width``.
-
-    A map [D, H, W] is a grid of patches without others: ``prefix`` 0, ``is_map``.
-    """
-
-    size: int
-    prefix: int
-    height: int
-    width: int
-    is_map: bool = False
-
-    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, T, D] or [N, D, H, W] -> the others [N, prefix, D], the patches as a map [N, D, height, width]."""
-        if self.is_map:
-            return values.flatten(2).transpose(1, 2)[:, :0], values
-        patches = values[:, self.prefix :].transpose(1, 2)
-        return values[:, : self.prefix], patches.reshape(len(values), self.size, self.height, self.width)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenPair:
     """A stage of both: the student's ``tap`` and the teacher's ``output``."""
 
@@ -82,6 +63,9 @@ class TokenPair:
 class Tokens(Method):
     """Cosine or squared distance between tokens: patch by patch on the coarser of the two grids, leading tokens one by
     one. Feature maps are tokens, too, so that either side may be convolutional.
+
+    A student that learns no classes is finished after its last stage and adapter: a vector of the teacher's space, of
+    the class token where that is compared, else of the patches' mean.
     """
 
     name = "tokens"
@@ -142,6 +126,39 @@ class Tokens(Method):
         if self.hard_weight:
             parts["ce"] = self.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
         return parts
+
+    @property
+    def gives_classes(self) -> bool:
+        return self.hard_weight > 0
+
+    def predict(self, outputs: StudentOutputs) -> Tensor:
+        """Logits, or of a student that learns no classes its vectors [N, D] in the teacher's space."""
+        if self.hard_weight:
+            return outputs.logits
+        pair = self.pairs[-1]
+        values = outputs.features[pair.tap]
+        with torch.autocast(values.device.type, enabled=False):
+            first = _compared(self.settings, pair) > 0
+            vectors: Tensor = self.adapters[-1](token_vector(wide(values), pair.student, first=first))
+        return vectors
+
+    def inference(self, student: nn.Module) -> nn.Module:
+        if self.hard_weight:
+            return student
+        pair = self.pairs[-1]
+        first = _compared(self.settings, pair) > 0
+        return TokenVector(student, pair.tap, pair.student, self.adapters[-1], first=first)
+
+    def inference_plan(self) -> dict[str, Any]:
+        if self.hard_weight:
+            return {}
+        pair = self.pairs[-1]
+        first = _compared(self.settings, pair) > 0
+        return plan_of(pair.tap, pair.student, self.settings.adapter, pair.teacher.size, first=first)
+
+    @classmethod
+    def rebuild(cls, student: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
+        return of_plan(student, plan) if plan else student
 
 
 def _compared(settings: TokensSettings, pair: TokenPair) -> int:

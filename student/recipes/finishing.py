@@ -21,7 +21,7 @@ from teacherfarm.student.recipes.phase_training import AMP_TYPES
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recipes.report import ReportData, write_report
 from teacherfarm.student.recipes.run_log import RunLog
-from teacherfarm.student.recipes.trainee import Trainee, learns_own_classes
+from teacherfarm.student.recipes.trainee import Trainee
 from teacherfarm.student.tally import MOST_CLASSES, Tally
 
 RESULT_FILE = "result.json"
@@ -36,8 +36,7 @@ class Finishing:
         self._options, self._data, self._trainee = options, data, trainee
         self._teachers, self._ranks = teachers, ranks
         self._val_loader = data.val_loader()
-        card, settings = teachers.card, trainee.settings
-        self._returns_vectors = card.activation == "none" and not learns_own_classes(card, settings)
+        self._gives_classes = trainee.distiller.method.gives_classes
 
     def evaluate(self, distiller: Distiller) -> Evaluation:
         """The student as it is now; all ranks together."""
@@ -55,7 +54,7 @@ class Finishing:
         options, teachers, trainee = self._options, self._teachers, self._trainee
         card = teachers.card
         num_classes = trainee.setup.student.num_classes
-        counted = not self._returns_vectors and num_classes <= MOST_CLASSES
+        counted = self._gives_classes and num_classes <= MOST_CLASSES
         tally = Tally(num_classes, self._ranks.device) if counted else None
         with teachers.knowing_classes() as teacher:
             val: Any = self._val_loader
@@ -121,13 +120,13 @@ class Finishing:
 
     def _evaluate(self, distiller: Distiller, loader: Any, tally: Tally | None = None) -> Evaluation:
         val = self._data.val
-        targets = val.own_targets if self._returns_vectors else val.targets
+        targets = val.targets if self._gives_classes else val.own_targets
 
         def split(batch: Any) -> tuple[Tensor, Tensor]:
             return self._data.student_input(batch), targets(batch)
 
         finished, device = distiller.inference(), self._ranks.device
         amp = AMP_TYPES[self._options.amp]
-        if self._returns_vectors:
+        if not self._gives_classes:
             return evaluate_neighbours(finished, loader, device, split=split, amp_dtype=amp)
         return evaluate(finished, loader, device, split=split, amp_dtype=amp, tally=tally)

@@ -64,9 +64,8 @@ def test_gradient_and_crops_without_a_label(distance: Any) -> None:
     [
         ("auto", 5, 10, 1.0, False),
         ("auto", 0, 5, 1.0, True),
-        ("auto", 5, 6, None, True),
-        ("auto", 5, 6, 1.0, False),
-        ("embedding", 5, 6, 1.0, False),
+        ("auto", 5, 10, None, True),
+        ("embedding", 5, 6, None, False),
         ("output", 5, 10, 1.0, True),
     ],
 )
@@ -76,12 +75,13 @@ def test_which_of_the_students_vectors(
     setup, settings = setup_of(embedding, output), EmbeddingSettings(vector=vector, hard_weight=hard_weight)
     asks, method = Embedding.asks(settings, setup), Embedding(settings, setup)
     assert method.of_output is of_output
-    assert asks.targets is not of_output
+    assert asks.targets is (hard_weight == 1.0 and not of_output)
     outputs = make_outputs(setup, 2)
+    assert method.gives_classes is bool(asks.targets)
     parts = method.loss(outputs, make_step(2, setup.card, asks.spec))
     parts["embedding"].backward()
     assert (outputs.logits.grad is not None) is of_output
-    assert ("ce" in parts) is not of_output
+    assert ("ce" in parts) is asks.targets
 
 
 def test_a_student_with_as_many_classes_as_the_vector_has_values_keeps_its_classes() -> None:
@@ -98,7 +98,7 @@ def test_the_datas_own_labels_count_by_default_where_the_teacher_has_classes() -
 
 def test_adapters() -> None:
     def adapter(kind: Any, taken: int) -> nn.Module:
-        return Embedding(EmbeddingSettings(adapter=kind), setup_of(taken)).adapter
+        return Embedding(EmbeddingSettings(adapter=kind, vector="embedding"), setup_of(taken)).adapter
 
     assert isinstance(adapter("auto", 6), nn.Identity)
     assert isinstance(adapter("auto", 5), nn.Linear)
@@ -106,7 +106,7 @@ def test_adapters() -> None:
     assert isinstance(adapter("none", 6), nn.Identity)
     assert adapter("mlp", 5)(torch.zeros(2, 5)).shape == (2, 6)
     with pytest.raises(MethodMismatch, match="5 values and the teacher's 6"):
-        Embedding.asks(EmbeddingSettings(adapter="none"), setup_of(5))
+        Embedding.asks(EmbeddingSettings(adapter="none", vector="embedding"), setup_of(5))
 
 
 def test_a_student_without_classes_is_finished_with_its_adapter() -> None:
@@ -127,7 +127,8 @@ def test_a_student_without_classes_is_finished_with_its_adapter() -> None:
 
 def test_a_student_with_classes_is_finished_as_it_is() -> None:
     student = TappedStudent(tiny_student())
-    method = Embedding(EmbeddingSettings(), make_setup(face_teacher(), student.measure(32, 32)))
+    settings = EmbeddingSettings(hard_weight=1.0)
+    method = Embedding(settings, make_setup(face_teacher(), student.measure(32, 32)))
     crops = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(Distiller(student, method).inference()(crops), student.model(crops))
     assert Embedding.rebuild(student, method.inference_plan()) is student
@@ -135,7 +136,7 @@ def test_a_student_with_classes_is_finished_as_it_is() -> None:
 
 @pytest.mark.parametrize("hard_weight", [0.0, 1.0])
 def test_every_trainable_parameter_gets_a_gradient(hard_weight: float) -> None:
-    student, settings = TappedStudent(tiny_student()), EmbeddingSettings(hard_weight=hard_weight)
+    student, settings = TappedStudent(tiny_student()), EmbeddingSettings(hard_weight=hard_weight, vector="embedding")
     setup = make_setup(face_teacher(), student.measure(32, 32))
     distiller = Distiller(student, Embedding(settings, setup))
     parts = distiller(torch.rand(2, 3, 32, 32), make_step(2, setup.card, Embedding.asks(settings, setup).spec))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.methods import (
     make_step,
     tiny_student,
 )
+from tests.tiny_tokens import TinyTokens, tiny_tokens
 from tests.unit.student.methods.by_gradient import gradient_is_right
 
 
@@ -178,6 +180,31 @@ def test_the_datas_own_labels_count_by_default_where_the_teacher_has_classes() -
     faces = setup_of((5, 3), (5, 3))
     assert not Tokens.asks(TokensSettings(), faces).targets
     assert Tokens.asks(TokensSettings(), make_setup(make_card(features={"x": (5, 3)}), faces.student)).targets
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_tokens(3, 8, 10), lambda: tiny_student(classes=10)])
+def test_a_student_that_learns_no_classes_is_finished_after_its_adapter(make: Any) -> None:
+    tap = "norm" if isinstance(make(), TinyTokens) else "stage2"
+    student = TappedStudent(make(), (tap,))
+    card = make_card(activation="none", features=(make_output_card("norm", (6, 4), num_prefix_tokens=2, grid=(2, 2)),))
+    method = Tokens(TokensSettings(), make_setup(card, student.measure(32, 32)))
+    distiller, crops = Distiller(student, method).eval(), torch.rand(3, 3, 32, 32)
+    values = student(crops).features[tap]
+    expected = method.adapters[0](values[:, 0] if values.ndim == 3 else values.mean(dim=(2, 3)))
+    finished = distiller.inference()
+    torch.testing.assert_close(finished(crops), expected)
+    torch.testing.assert_close(distiller.predict(crops), expected)
+    again = Tokens.rebuild(make(), json.loads(json.dumps(method.inference_plan())))
+    again.load_state_dict(finished.state_dict())
+    torch.testing.assert_close(again(crops), expected)
+
+
+def test_one_that_learns_classes_is_finished_as_it_is() -> None:
+    student = TappedStudent(tiny_tokens(3, 8, 10), ("norm",))
+    method = Tokens(TokensSettings(), make_setup(make_card(features={"norm": (5, 4)}), student.measure(32, 32)))
+    crops = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(Distiller(student, method).inference()(crops), student.model(crops))
+    assert Tokens.rebuild(student, method.inference_plan()) is student
 
 
 def test_refusals() -> None:
