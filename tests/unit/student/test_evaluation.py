@@ -6,6 +6,7 @@ from torch import distributed, multiprocessing, nn
 from teacherfarm.student.evaluation import evaluate
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import NO_TARGET
+from teacherfarm.student.tally import Tally
 from tests.unit.student.fake_teacher import FakeTeacher
 
 torch.set_num_threads(1)
@@ -84,13 +85,18 @@ def one_rank(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         rows = slice(0, 33) if rank == 0 else slice(33, 50)  # 3 batches against 2
-        torch.save(vars(evaluate(nn.Identity(), batches(rows), "cpu")), f"{folder}/{rank}.pt")
+        tally = Tally(8)
+        result = vars(evaluate(nn.Identity(), batches(rows), "cpu", tally=tally))
+        torch.save((result, torch.from_numpy(tally.student.confusion)), f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
 def test_ranks_with_unequal_shares_get_the_same_result(tmp_path):
     multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
-    alone = vars(evaluate(nn.Identity(), batches(), "cpu"))
+    tally = Tally(8)
+    alone = vars(evaluate(nn.Identity(), batches(), "cpu", tally=tally))
     for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, nan_ok=True)
+        result, confusion = torch.load(tmp_path / f"{rank}.pt")
+        assert result == pytest.approx(alone, nan_ok=True)
+        assert confusion.tolist() == tally.student.confusion.tolist()

@@ -124,6 +124,23 @@ def test_a_page_with_everything(tmp_path):
     assert "prefers-color-scheme: dark" in html
 
 
+def test_names_are_text_wherever_they_stand(tmp_path):
+    hostile = '"><script>alert(1)</script>'
+    classes = tuple(f"{hostile}{number}" for number in range(3))
+    data = {"title": hostile, "settings": hostile, "notes": [hostile], "facts": {hostile: hostile}, "stall": hostile}
+    html = written(tmp_path, **data, tally=tallied(3), classes=classes, parts=[{hostile: 1.0, "b": 1.0}] * 2)
+    assert "<script" not in html
+    assert hostile in "".join(Page(html).texts)
+    assert any(hostile in value for name, value in Page(html).attributes if name == "title")
+
+
+def test_phases_have_parts_of_their_own(tmp_path):
+    html = written(tmp_path, parts=[{"map": 1.0, "ce": 1.0}, {"ce": 0.5}])
+    assert "map: 1 at 1 epochs" in html
+    assert "map: " not in html.replace("map: 1 at 1 epochs", "")
+    assert "ce: 0.5 at 2 epochs" in html
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     html = written(tmp_path, tally=tallied(30), client=CLIENT, wire="grpc://farm:7000")
     assert "<script" not in html
