@@ -27,7 +27,7 @@ from teacherfarm.protos.faults import (
     Starved,
     TeacherFarmFault,
 )
-from teacherfarm.protos.messages import GetTeacher, Hello, Teacher
+from teacherfarm.protos.messages import Hello
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import TeacherCard
@@ -49,7 +49,7 @@ from teacherfarm.student.settings import (
     parse_addresses,
     preference,
 )
-from teacherfarm.student.teacher_head import fetch_head
+from teacherfarm.student.teacher_head import Ask, fetch_head
 from teacherfarm.student.transports.connect import open_transport
 from teacherfarm.student.transports.transport import Transport
 from teacherfarm.student.waits import Reporter
@@ -128,6 +128,7 @@ class AsyncTeacherClient:
         self._backoff = Backoff(random.random())
         self._connecting_since_s = 0.0
         self._head: ClassifierHead | None = None
+        self._head_content = bytearray()
         self._head_turn = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -186,19 +187,19 @@ class AsyncTeacherClient:
             if self._head is None:
                 try:
                     async with asyncio.timeout(self.timeouts.answer_s):
-                        self._head = await fetch_head(self._ask, self.card, self._api_key)
+                        self._head = await fetch_head(self._await_session, self.card, self._api_key, self._head_content)
                 except TimeoutError as error:
                     places = ", ".join(map(str, self._addresses))
                     waited = f"within {self.timeouts.answer_s:g} s from {places}"
                     raise Starved(f"no classifier of {self.card.name!r} {waited}. Is the farm up?") from error
         return self._head
 
-    async def _ask(self, question: GetTeacher) -> tuple[Teacher, bytes]:
+    async def _await_session(self) -> Ask:
         while self._session is None:
             if self._fatal is not None:
                 raise self._fatal
             await asyncio.sleep(SESSION_CHECK_S)
-        return await self._session.ask(question)
+        return self._session.ask
 
     async def label(self, crops: NDArray[Any] | CropReferences, *, keys: bytes = b"", priority: int = 0) -> SoftLabels:
         """Soft labels of crops [N, H, W, C], in order; waits for room and for the answer."""

@@ -117,9 +117,7 @@ class Session:
 
     async def ask(self, question: GetTeacher) -> tuple[Teacher, bytes]:
         """Its answer and payload; one at a time. Raises SessionLost when the session ends first."""
-        answer = self._question.ask()
-        self._transport.send(encode_header(question))
-        return await answer
+        return await self._question.ask(question, lambda asked: self._transport.send(encode_header(asked)))
 
     def end(self) -> None:
         """The session is over: nothing is answered any more."""
@@ -202,7 +200,8 @@ class Session:
     def _receive_fault(self, answer: SliceFault) -> None:
         fault = answer.fault
         if not answer.num_crops:
-            if self._question.fail(fault):
+            # What ends a session is no answer to a question, whoever waits for one.
+            if not isinstance(fault, SessionLost) and self._question.fail(fault):
                 return
             raise fault
         self._set_window(answer.window_crops)

@@ -9,8 +9,16 @@ import pytest
 from safetensors.numpy import save
 
 from teacherfarm.protos import wire
-from teacherfarm.protos.faults import DamagedArtifact, DigestMismatch, MalformedMessage, NoHead, SessionLost, Starved
-from teacherfarm.protos.messages import Teacher
+from teacherfarm.protos.faults import (
+    DamagedArtifact,
+    DigestMismatch,
+    GoingAway,
+    MalformedMessage,
+    NoHead,
+    SessionLost,
+    Starved,
+)
+from teacherfarm.protos.messages import SliceFault, Teacher
 from teacherfarm.student import TeacherClient
 from teacherfarm.student.client import AsyncTeacherClient
 from teacherfarm.student.settings import Timeouts
@@ -41,11 +49,14 @@ class Asked:
         piece = self.content[first : first + 40]
         return Teacher(name=question.name, artifact_digest="", head_bytes=self.size), piece
 
+    async def session(self):
+        return self
+
 
 @on_loop
 async def test_pieces_are_put_together_over_several_sessions():
     asked = Asked()
-    head = await fetch_head(asked, HEADED, "key")
+    head = await fetch_head(asked.session, HEADED, "key", bytearray())
     assert np.array_equal(head.weight, WEIGHT)
     assert head.bias.tolist() == list(range(NUM_CLASSES))
     assert len(asked.questions) > -(-len(HEAD) // 40)
@@ -64,7 +75,7 @@ async def test_pieces_are_put_together_over_several_sessions():
 )
 def test_what_is_not_the_cards_classifier_is_refused(asked, fault):
     with pytest.raises(fault):
-        asyncio.run(fetch_head(asked, HEADED, ""))
+        asyncio.run(fetch_head(asked.session, HEADED, "", bytearray()))
 
 
 def open_client(farm, **options) -> TeacherClient:
@@ -95,6 +106,52 @@ async def test_a_session_that_dies_over_it_is_followed_by_another():
         await asyncio.sleep(0)
         farm.kill_sessions()
         assert np.array_equal((await asking).weight, WEIGHT)
+
+
+@on_loop
+async def test_what_comes_late_is_taken_by_who_asks_again(monkeypatch):
+    monkeypatch.setattr(answering, "PAYLOAD_BYTES", 64)
+    farm = LoopbackFarm(HEADED, answer, head=HEAD)
+    async with AsyncTeacherClient(
+        "zmq://nowhere:1", open_transport=farm.open, timeouts=Timeouts(answer_s=0.1)
+    ) as client:
+        server = farm._sessions[-1]._session
+        answer_head, asked = server._answer_head, []
+
+        def answer_all_but_the_second(first):
+            asked.append(first)
+            if len(asked) != 2:
+                answer_head(first)
+
+        monkeypatch.setattr(server, "_answer_head", answer_all_but_the_second)
+        with pytest.raises(Starved):
+            await client.head()
+        answer_head(asked[1])
+        await client.label(crops(1))
+        assert np.array_equal((await client.head()).weight, WEIGHT)
+        assert asked == list(range(0, len(HEAD), 64)), "each piece is asked for once: a server gives no more"
+        assert client.stats.sessions == 1
+
+
+@on_loop
+async def test_a_client_that_is_closed_over_it_says_so():
+    farm = LoopbackFarm(HEADED, answer, head=HEAD)
+    async with AsyncTeacherClient("zmq://nowhere:1", open_transport=farm.open) as client:
+        farm._sessions[-1]._session._answer_head = lambda first: None
+        asking = asyncio.create_task(client.head())
+        await asyncio.sleep(0)
+    with pytest.raises(SessionLost, match="closed"):
+        await asking
+
+
+@on_loop
+async def test_what_ends_the_session_is_no_answer_to_the_question():
+    farm = LoopbackFarm(HEADED, answer, head=HEAD)
+    async with AsyncTeacherClient("zmq://nowhere:1", open_transport=farm.open) as client:
+        server = farm._sessions[-1]._session
+        server._answer_head = lambda first: server._say(SliceFault(fault=GoingAway("the server restarts")))
+        assert np.array_equal((await client.head()).weight, WEIGHT)
+        assert client.stats.sessions == 2
 
 
 def test_a_card_without_one_is_believed():
