@@ -58,10 +58,11 @@ class Finishing:
         tally = Tally(num_classes, self._ranks.device) if counted else None
         with teachers.knowing_classes() as teacher:
             val: Any = self._val_loader
-            if teacher is not None:
+            if teacher is not None and self._gives_classes:
                 val = LabelledLoader(val, teacher, lambda batch: batch["crops"], on_mismatch="ignore")
             result = self._evaluate(distiller, val, tally)
         say(f"student  {result}")
+        client = teachers.stats(self._ranks)
         if log is None:
             return
         save_student(options.out, distiller.inference(), self._student_card(distiller))
@@ -82,7 +83,7 @@ class Finishing:
                 parts=log.parts,
                 tally=tally,
                 classes=card.classes,
-                client=teachers.stats,
+                client=client,
                 wire=options.teacher_address or "",
                 stall=loader.report(),
                 facts={

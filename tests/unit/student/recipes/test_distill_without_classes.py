@@ -43,7 +43,7 @@ def make_convolutional(num_classes):
     return tiny_student(classes=num_classes)
 
 
-def run(data, models, out, *more):
+def run(data, models, out, *more, teacher="tokens"):
     source = "tests.unit.student.recipes.test_distill_without_classes"
     short = ["--workers", 0, "--batch-size", 6, "--epochs", 2, "--device", "cpu", "--measure-link", 0]
     chosen = [f"{source}:{word}" if str(word).startswith("make_") else word for word in more]
@@ -53,7 +53,7 @@ def run(data, models, out, *more):
     options = parser.parse_args(given)
 
     def connect(*, spec=None, digest="", by_reference=None):
-        return TeacherClient(options.teacher_address, "tokens", spec=spec, digest=digest)
+        return TeacherClient(options.teacher_address, teacher, spec=spec, digest=digest)
 
     assert distill(KeptLabels(options), ALONE, connect) == 0
     return json.loads((out / "result.json").read_text())
@@ -74,6 +74,13 @@ def test_a_student_of_vectors_is_judged_by_neighbours_among_people_never_seen(mo
     assert "nearest neighbour of its class" in capsys.readouterr().out
     student = load_student(tmp_path / "out")
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 16)
+
+
+def test_a_student_of_vectors_learns_from_a_teacher_that_has_classes(tiny_models, tmp_path):
+    arguments = ["--method", "embedding", "--hard-weight", 0, "--student", "make_convolutional"]
+    result = run(folder(tmp_path / "data", OTHERS), tiny_models, tmp_path / "out", *arguments, teacher="tiny")
+    assert result["crops"] == 8
+    assert load_student(tmp_path / "out")(torch.rand(2, 3, 32, 32)).shape == (2, 16)
 
 
 def test_a_student_learns_the_images_own_classes_where_they_are_asked_for(models, tmp_path, capsys):
