@@ -113,17 +113,25 @@ def never_the_same(crops: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         yield crops if by_reference else crops ^ change.integers(256, size=crops.shape[1:], dtype=np.uint8)
 
 
-def student_per_s(backward: Callable[[], object], num_crops: int, device: torch.device) -> float:
-    """Crops per second of ``backward()``, which trains a copy on one batch."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        backward()
-        _finish(device)
-        began_s = time.perf_counter()
-        for _ in range(STUDENT_STEPS):
-            backward()
-        _finish(device)
-    return STUDENT_STEPS * num_crops / max(time.perf_counter() - began_s, 1e-9)
+def student_per_s(backward: Callable[[], object], num_crops: int, ranks: Ranks, seconds: float) -> float:
+    """Crops per second of ``backward()``, which trains a copy on one batch: a few steps after a first one, or that one
+    alone where it took ``seconds`` on any rank. All ranks take equally many, as a loss may wait for all of them.
+    """
+    device = ranks.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        took_s = _timed(backward, device)
+        if ranks.any(took_s > seconds):
+            return num_crops / took_s
+        steps = [_timed(backward, device) for _ in range(STUDENT_STEPS)]
+    return num_crops * STUDENT_STEPS / sum(steps)
+
+
+def _timed(backward: Callable[[], object], device: torch.device) -> float:
+    _finish(device)
+    began_s = time.perf_counter()
+    backward()
+    _finish(device)
+    return max(time.perf_counter() - began_s, 1e-9)
 
 
 def _finish(device: torch.device) -> None:
@@ -151,7 +159,7 @@ def measure_link(
         samples=batch["samples"].to(ranks.device),
         mix=batch.get("mix"),
     )
-    taken = student_per_s(training.rehearsal(data.student_input(batch), step), len(crops), ranks.device)
+    taken = student_per_s(training.rehearsal(data.student_input(batch), step), len(crops), ranks, seconds)
     bare = None
     if answered < FED * taken and teacher.spec != bare_spec(card).resolve(card):
         with teachers.asked_besides(bare_spec(card)) as other:

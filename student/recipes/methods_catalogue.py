@@ -74,7 +74,7 @@ def pair_of(options: argparse.Namespace) -> Pair:
     student = make_student(options.student, num_outputs(card))
     taps = default_taps(options.student, student, height=size, width=size)
     shape = TappedStudent(student, taps).measure(size, size)
-    setup = Setup(card=card, student=shape, num_samples=1, batch_size=128, crops_per_image=4, epochs=300)
+    setup = Setup(card=card, student=shape, num_samples=50_000, batch_size=128, crops_per_image=4, epochs=300)
     return Pair(title="bytes/crop", setup=setup)
 
 

@@ -72,9 +72,19 @@ def test_answers_are_counted_and_none_is_left_behind():
 
 def test_a_rehearsal_takes_no_random_number():
     before = torch.get_rng_state()
-    rate = student_per_s(lambda: (torch.rand(3), time.sleep(0.01)), 5, torch.device("cpu"))
+    steps = []
+
+    def rehearse():
+        steps.append(torch.rand(3))
+        time.sleep(0.02)
+
+    rate = student_per_s(rehearse, 5, ALONE, 10.0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert 50 < rate < 500
+    assert 25 < rate < 250
+    assert len(steps) == 5
+    # A slow one is not kept waiting for.
+    assert 25 < student_per_s(rehearse, 5, ALONE, 0.001) < 250
+    assert len(steps) == 6
 
 
 class Slow(PatternTeacher):
