@@ -15,6 +15,7 @@ from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.by_reference import ByReference
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.link_check import bare_spec
+from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recording_teacher import Teacher
 
 
@@ -92,17 +93,18 @@ class DistillTeachers:
                 yield teacher
 
     def count_anew(self) -> None:
-        """What was asked so far was no training: :attr:`stats` begin here."""
+        """What was asked so far was no training: :meth:`stats` begin here."""
         self._uncounted = self._counted()
 
-    @property
-    def stats(self) -> ClientStats | None:
-        """What all clients have counted, of their integers; None where nobody counted."""
+    def stats(self, ranks: Ranks) -> ClientStats | None:
+        """What all clients of all ranks, which ask together, have counted, of their integers; None where nobody did."""
         if not self._stats:
             return None
+        counted = self._counted()
+        here = [count - self._uncounted.get(name, 0) for name, count in counted.items()]
         total = ClientStats()
-        for name, count in self._counted().items():
-            setattr(total, name, count - self._uncounted.get(name, 0))
+        for name, count in zip(counted, ranks.sum(here), strict=True):
+            setattr(total, name, count)
         return total
 
     def _counted(self) -> dict[str, int]:

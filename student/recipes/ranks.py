@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -34,6 +34,13 @@ class Ranks:
         flag = torch.tensor(float(here), device=self.device)
         torch.distributed.all_reduce(flag)
         return bool(flag.item())
+
+    def sum(self, here: Sequence[int]) -> list[int]:
+        """The sums over all ranks, which ask together."""
+        counts = torch.tensor(here, dtype=torch.int64, device=self.device)
+        if self.num_ranks > 1:
+            torch.distributed.all_reduce(counts)
+        return [int(count) for count in counts.tolist()]
 
     def meet(self) -> None:
         """Wait until all ranks are here."""

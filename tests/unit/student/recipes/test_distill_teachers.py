@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 from teacherfarm.protos.faults import NoHead, UnknownOutput
 from teacherfarm.protos.soft_label import LabelSpec
@@ -10,8 +11,11 @@ from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.recipes.distill_teachers import DistillTeachers
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.link_check import bare_spec
+from teacherfarm.student.recipes.ranks import Ranks
 from tests.unit.student.image_folders import write_images
 from tests.unit.student.pattern_teacher import PatternTeacher
+
+ONE_RANK = Ranks(rank=0, num_ranks=1, device=torch.device("cpu"))
 
 
 class Connected(PatternTeacher):
@@ -26,6 +30,11 @@ class Connected(PatternTeacher):
 
     def head(self):
         return "head"
+
+
+def counted(teachers):
+    stats = teachers.stats(ONE_RANK)
+    return stats.crops_asked, stats.bytes_sent
 
 
 def options(**more):
@@ -60,7 +69,7 @@ def test_one_client_is_open_at_a_time_and_pinned(teachers, connected):
             assert other is connected[3]
             assert not other.closed
     assert all(one.closed for one in connected)
-    assert (teachers.stats.crops_asked, teachers.stats.bytes_sent) == (12, 20)
+    assert counted(teachers) == (12, 20)
 
 
 def test_its_opinion_is_asked_of_whoever_knows_classes(teachers, connected):
@@ -85,7 +94,7 @@ def test_label_maps_hold_classes_and_no_classifier(tmp_path):
         teachers.head()
     with teachers.knowing_classes() as teacher:
         assert teacher is None
-    assert teachers.stats is None
+    assert teachers.stats(ONE_RANK) is None
     with pytest.raises(ValueError, match="--label-maps label every crop: leave --teacher-address"):
         KeptLabels(options(label_maps="maps", teacher_address="zmq://unused:1"))
 
@@ -94,6 +103,6 @@ def test_what_was_asked_before_training_does_not_count(teachers):
     with teachers:
         teachers.asked(LabelSpec())
         teachers.count_anew()
-        assert (teachers.stats.crops_asked, teachers.stats.bytes_sent) == (0, 0)
+        assert counted(teachers) == (0, 0)
         teachers.asked(LabelSpec(outputs=("labels",), top_k=2))
-        assert (teachers.stats.crops_asked, teachers.stats.bytes_sent) == (3, 5)
+        assert counted(teachers) == (3, 5)
