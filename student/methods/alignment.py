@@ -16,8 +16,8 @@ ADAPTER_HELP = "from the student's vectors to the teacher's; \"auto\": linear wh
 
 Distance = Literal["cosine", "mse"]
 HARD_HELP = (
-    "factor of the cross-entropy with the data's own labels; none: 1, or 0 where the teacher has no classes. 0 leaves "
-    "the student's classifier as it is"
+    "factor of the cross-entropy with the data's own labels; none: 1, or 0 where the teacher has no classes. With "
+    "0 the student learns no classes and is finished as vectors of the teacher's space"
 )
 
 DISTANCES = ("cosine", "mse")
