@@ -102,8 +102,12 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The finished student's logits against the data's own classes; no teacher is asked."""
+        """The finished student's logits against the data's own classes; no teacher is asked. Nothing where it has
+        none.
+        """
         device = self.args.device
+        if not self.distillation.distiller.method.gives_classes:
+            return None, None, None
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = self.distillation.distiller.predict(self.distillation.pixels(inputs, device))
             targets = self.distillation.targets(inputs).to(device)

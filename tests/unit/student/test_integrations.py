@@ -110,6 +110,26 @@ def test_the_teachers_classifier_comes_along(distil, tiny_models):
     np.testing.assert_allclose(head.weight.numpy(), tiny_net(seed=5).head.weight.detach().numpy(), rtol=1e-6)
 
 
+def test_a_student_of_vectors(images, tmp_path):
+    from teacherfarm.export import export_teacher
+    from teacherfarm.student.integrations.lightning import DistillationModule
+
+    export_teacher("tests.tiny_tokens:make", tmp_path)
+    made = []
+
+    def make(length):
+        made.append(tiny_net(classes=length))
+        return made[0]
+
+    with connect(f"local://{tmp_path}", student=make, method="embedding") as distillation:
+        assert made[0].head.out_features == 16
+        batch, labels = first(distillation, images)
+        parts = distillation.distiller(distillation.pixels(batch), distillation.step(batch, labels))
+        assert torch.isfinite(sum(parts.values()))
+        module = DistillationModule(distillation, torch.optim.SGD)
+        assert module.validation_step(next(iter(DataLoader(distillation.center_crops(images), 4))), 0) is None
+
+
 def test_accumulation_that_ends_with_a_loader_is_refused(distil, images):
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
