@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from teacherfarm.student.recipes.run_config import DEFAULT_METHOD, apply_config, look_ahead, preset_names
+from teacherfarm.student.recipes.run_config import DEFAULT_METHOD, apply_config, look_ahead
 
 DESCRIPTION = """\
 Train a student from a teacher's stream of soft labels, on a folder of images.
@@ -93,7 +93,8 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"a paper's recipe, where no option says otherwise: {', '.join(preset_names())}",
+        help="a paper's recipe, where no option says otherwise, for example simkd-cifar100 (teacherfarm methods NAME "
+        "lists those of a method)",
     )
     for side, which in (("teacher", "exported with --tap"), ("student", "by the names of its modules")):
         method.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ def add_settings(parser: argparse.ArgumentParser, method: type[Method]) -> None:
 
     What is not given is not among the parsed options.
     """
-    group = parser.add_argument_group(f"settings of {method.name}", f"{method.about} ({method.paper})")
+    about = textwrap.fill(f"{method.about} ({method.paper})", 100, subsequent_indent="  ")
+    group = parser.add_argument_group(f"settings of {method.name}", about)
     hints = typing.get_type_hints(method.Settings)
     for setting in dataclasses.fields(method.Settings):
         option = setting.name.replace("_", "-")

@@ -152,10 +152,12 @@ def test_a_run_begins_with_the_weights_of_another(farm, data, tmp_path, capsys):
     assert "no weights of tests.integration.test_distill_methods:make_student" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["simkd", "crd", "sskd"])
-def test_two_processes_train_together(method, farm, data, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "more"), [("simkd", ["--accumulate", 2, "--ema", 0.9]), ("crd", []), ("sskd", ["--amp", "bf16"])]
+)
+def test_two_processes_train_together(method, more, farm, data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    given = arguments(farm.grpc, data, tmp_path, method, "--batch-size", 5, "--epochs", 3, "--measure-link", 0.1)
+    given = arguments(farm.grpc, data, tmp_path, method, "--batch-size", 5, "--epochs", 3, "--measure-link", 0.1, *more)
     done = subprocess.run(
         [*command, "-m", "teacherfarm.cli", *given],
         cwd=ROOT,

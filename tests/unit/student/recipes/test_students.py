@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from teacherfarm.student.recipes.students import default_taps, make_student
+from teacherfarm.student.recipes.students import default_taps, load_pretrained, make_student
 
 torch.set_num_threads(1)
 
@@ -42,3 +42,28 @@ def test_a_student_that_fails_on_crops_of_this_size_is_told_to_name_its_taps():
 def test_what_was_expected_is_named(source, words):
     with pytest.raises(ValueError, match=words):
         make_student(source, 7)
+
+
+def test_pretrained_weights_fit_but_for_the_last_layer(monkeypatch):
+    import timm
+
+    create = timm.create_model
+    seen = []
+
+    def offline(name, *, pretrained=False, **options):
+        seen.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    torch.manual_seed(1)
+    student = make_student("timm:resnet10t", 7)
+    head = student.fc.weight.clone()
+    torch.manual_seed(2)
+    load_pretrained(student, "timm:resnet10t")
+    assert seen == [False, True]
+    torch.manual_seed(2)
+    theirs = create("resnet10t", pretrained=False).state_dict()
+    assert torch.equal(student.fc.weight, head)
+    assert all(torch.equal(value, theirs[name]) for name, value in student.state_dict().items() if "fc." not in name)
+    with pytest.raises(ValueError, match="only torchvision: and timm: students have weights"):
+        load_pretrained(student, "cifar:resnet8x4")
