@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Evaluation:
     ``calibration_error`` is the expected calibration error over 15 equal bins of confidence (arXiv 1706.04599).
     ``agreement``: share of the answered crops whose most probable class is the teacher's, too.
     """
+
+    names: ClassVar[tuple[str, str]] = ("top-1", "top-5")
+    """What ``top1`` and ``top5`` are called."""
 
     crops: int
     top1: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ class Neighbours(Evaluation):
     among the five nearest. Crops that are alone in their class do not count.
     """
 
+    names: ClassVar[tuple[str, str]] = ("nearest neighbour of its class", "one of five nearest")
+
     def __str__(self) -> str:
-        return f"nearest neighbour of its class {self.top1:.2%}, one of five {self.top5:.2%} ({self.crops} crops)"
+        return f"{self.names[0]} {self.top1:.2%}, {self.names[1]} {self.top5:.2%} ({self.crops} crops)"
 
 
 def evaluate_neighbours(

@@ -54,8 +54,13 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
     speed = data.passes[-1].images_per_s if data.passes else math.nan
     stall = data.passes[-1].stall if data.passes else math.nan
     offered: list[tuple[str, float, Callable[[float], str], str]] = [
-        ("top-1", result.top1, percent, f"teacher {percent(result.teacher_top1)}" if _is(result.teacher_top1) else ""),
-        ("top-5", result.top5, percent, ""),
+        (
+            result.names[0],
+            result.top1,
+            percent,
+            f"teacher {percent(result.teacher_top1)}" if _is(result.teacher_top1) else "",
+        ),
+        (result.names[1], result.top5, percent, ""),
         ("calibration error", result.calibration_error, lambda value: f"{value:.3f}", teachers_error),
         ("agrees with the teacher", result.agreement, percent, ""),
         ("validation loss", result.loss, number, ""),
@@ -89,7 +94,10 @@ def _curves(data: ReportData) -> str:
         line_chart(
             "Accuracy on validation images",
             xs,
-            [Series(name="top-1", values=top1, colour=0), Series(name="top-5", values=top5, colour=2)],
+            [
+                Series(name=name, values=values, colour=colour)
+                for name, values, colour in zip(data.result.names, (top1, top5), (0, 2), strict=True)
+            ],
             unit=" %",
             levels=[("teacher's top-1", 100 * data.result.teacher_top1)],
         ),

@@ -72,6 +72,9 @@ def test_a_student_of_vectors_is_judged_by_neighbours_among_people_never_seen(mo
     assert result["crops"] == 8
     assert 0 <= result["top1"] <= result["top5"] <= 1
     assert "nearest neighbour of its class" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "nearest neighbour of its class" in page
+    assert "top-1" not in page
     student = load_student(tmp_path / "out")
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 16)
 
