@@ -29,6 +29,8 @@ DEFAULT_OPSET = 18
 MAX_MODEL_BYTES = 2**31 - 1
 """protobuf's limit for one message, and so for an ONNX file with its weights inside."""
 
+BATCH_ADVICE = "len(x), int(x.shape[0]) and a loop over crops fix it; write x.shape[0] or -1 instead"
+
 _NUMBERS = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 
 
@@ -67,12 +69,13 @@ def onnx_bytes(
                 reason = str(error.__cause__ or error).strip().splitlines()[0]
                 raise ValueError(
                     f"PyTorch cannot export this module to ONNX with a free batch size ({reason}). The usual reason is "
-                    "a forward() that branches on values or fixes the batch size"
+                    f"a forward() that branches on values or fixes the batch size: {BATCH_ADVICE}"
                 ) from error
     finally:
         body.close()
     assert program is not None
     model = program.model_proto
+    _require_free_batch(model)
     _strip(model)
     if model.ByteSize() > MAX_MODEL_BYTES:
         raise ValueError(
@@ -80,6 +83,18 @@ def onnx_bytes(
             "not supported yet"
         )
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _require_free_batch(model: onnx.ModelProto) -> None:
+    """PyTorch's exporter says nothing where it had to fix the batch size."""
+    [crops] = model.graph.input
+    for value in (crops, *model.graph.output):
+        batch = value.type.tensor_type.shape.dim[0]
+        if batch.HasField("dim_value"):
+            raise ValueError(
+                f"the teacher's forward() fixes the batch size: exported with {batch.dim_value} crops, it takes no other "
+                f"number of them. {BATCH_ADVICE}"
+            )
 
 
 def teacher_digest(fp32_model: bytes) -> str:

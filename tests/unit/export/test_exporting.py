@@ -232,6 +232,18 @@ def test_a_teacher_without_classes_returns_its_embedding(tmp_path):
     assert np.abs(run_entry(tmp_path / "encoder", golden["crops"])["embedding"] - golden["embedding"]).max() < 1e-4
 
 
+@pytest.mark.parametrize("size_of", [len, lambda pixels: int(pixels.shape[0])])
+def test_a_module_whose_batch_size_was_fixed_in_silence_is_refused_with_advice(tmp_path, size_of):
+    class Fixed(nn.Module):
+        def forward(self, pixels):
+            return pixels.reshape(size_of(pixels), 3, -1).mean(dim=2)
+
+    statistics = {"height": 8, "width": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(ValueError, match=r"forward\(\) fixes the batch size.*write x.shape\[0\] or -1 instead"):
+        export_teacher(Teacher(module=Fixed(), name="fixed", **statistics), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_module_that_fixes_its_batch_size_is_refused(tmp_path):
     class Fixed(nn.Module):
         def forward(self, pixels):
