@@ -92,8 +92,8 @@ def _require_free_batch(model: onnx.ModelProto) -> None:
         batch = value.type.tensor_type.shape.dim[0]
         if batch.HasField("dim_value"):
             raise ValueError(
-                f"the teacher's forward() fixes the batch size: exported with {batch.dim_value} crops, it takes no other "
-                f"number of them. {BATCH_ADVICE}"
+                f"the teacher's forward() fixes the batch size: exported with {batch.dim_value} crops, it takes no "
+                f"other number of them. {BATCH_ADVICE}"
             )
 
 
