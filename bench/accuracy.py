@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         for one in chosen
         if read_cell(options.out, one.name, seed, keys[one.name]) is None
     ]
+    due.sort(key=lambda run: run[0].slow)
     failed: list[str] = []
     say(f"runs     {len(due)} to do, {len(chosen) * options.seeds - len(due)} done; {options.jobs} at a time")
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -25,9 +25,9 @@ for all, whatever a method's paper would choose. Made by `python -m bench accura
 {found}
 
 Top-1 on the test images: mean ± sample deviation over seeds. A gain is clear when it is larger than its own
-deviation: the root of both squared deviations added. Answers are bytes of a training crop's labels and features. MB are what
-the server counted in a run, with the test images that the finished student is compared on; CPU seconds are those of the
-student's process, with the cutting of crops and the evaluation.
+deviation: the root of both squared deviations added. Answers are bytes of a training crop's labels and features. MB are
+what the server counted in a run, with the test images that the finished student is compared on; CPU seconds are the
+student's process's, with the cutting of crops and the evaluation.
 
 Settings are the methods' defaults, but:
 

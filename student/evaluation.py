@@ -113,6 +113,11 @@ def _count(logits: Tensor, targets: Tensor, labels: SoftLabels | None, sums: Ten
     sums[2] += (best == targets[:, None]).any(dim=1).sum()
     sums[3] += functional.cross_entropy(logits, targets, reduction="sum")
     confidence = logits.softmax(dim=1).amax(dim=1).double()
+    if confidence.isnan().any():
+        raise ValueError(
+            "the student's outputs are not numbers (NaN): its training diverged. A lower learning rate helps, or a "
+            "warm-up, or clipped gradients, or a smaller weight of the term that grew"
+        )
     index = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     bins[0].index_add_(0, index, torch.ones_like(confidence))
     bins[1].index_add_(0, index, confidence)

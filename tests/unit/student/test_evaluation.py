@@ -100,3 +100,10 @@ def test_ranks_with_unequal_shares_get_the_same_result(tmp_path):
         result, confusion = torch.load(tmp_path / f"{rank}.pt")
         assert result == pytest.approx(alone, nan_ok=True)
         assert confusion.tolist() == tally.student.confusion.tolist()
+
+
+def test_a_student_that_diverged_is_said_to_have():
+    logits = LOGITS.clone()
+    logits[3, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN.*its training diverged"):
+        evaluate(nn.Identity(), [(logits, TARGETS)], "cpu")
