@@ -13,6 +13,7 @@ from torch import nn
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import MethodMismatch, Setup, StudentShape
 from teacherfarm.student.methods.student_taps import TappedStudent
+from teacherfarm.student.methods.token_vectors import Layout, token_vector
 from teacherfarm.student.methods.tokens import Tokens, TokensSettings
 from tests.methods import (
     STUDENT_TAPS,
@@ -197,6 +198,13 @@ def test_a_student_that_learns_no_classes_is_finished_after_its_adapter(make: An
     again = Tokens.rebuild(make(), json.loads(json.dumps(method.inference_plan())))
     again.load_state_dict(finished.state_dict())
     torch.testing.assert_close(again(crops), expected)
+
+
+def test_an_image_is_its_first_token_or_the_mean_of_its_patches() -> None:
+    layout = Layout(size=1, prefix=2, height=1, width=2)
+    values = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
+    assert token_vector(values, layout, first=True).tolist() == [[1.0]]
+    assert token_vector(values, layout, first=False).tolist() == [[6.0]]
 
 
 def test_one_that_learns_classes_is_finished_as_it_is() -> None:

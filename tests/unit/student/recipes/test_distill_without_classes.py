@@ -75,6 +75,7 @@ def test_a_student_of_vectors_is_judged_by_neighbours_among_people_never_seen(mo
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nearest neighbour of its class" in page
     assert "top-1" not in page
+    assert json.loads((tmp_path / "out" / "student.json").read_text())["num_outputs"] == 16, "as the teacher's vectors"
     student = load_student(tmp_path / "out")
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 16)
 
