@@ -68,14 +68,14 @@ EXTRAS = (
     ),
     Extra(
         name="student",
-        packages=("protos", "crops", "label_store", "student", "doctor"),
+        packages=("protos", "crops", "label_store", "networks", "student", "doctor"),
         refused=SERVER_ONLY,
         # timm: for those who train one of its models; onnxruntime: the doctor tries a model directory where it is.
         goes_without=frozenset({"grpc_tools", "timm", "onnxruntime"}) | OPTIONAL,
     ),
     Extra(
         name="export",
-        packages=("export",),
+        packages=("networks", "export"),
         refused=frozenset({"prometheus-client", "pyzmq", "onnxruntime-gpu"}),
         goes_without=frozenset({"tensorrt", "triton_python_backend_utils"}),  # the machine's, and Triton's own
     ),
@@ -205,13 +205,13 @@ def check_refused() -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """The wheel holds every source file of every linked package: a lost link would ship empty names."""
+    """The wheel holds every source file and preset of every linked package: a lost link would ship empty names."""
     packed = set(zipfile.ZipFile(wheel).namelist())
     links = [link.name for link in sorted((ROOT / NAME).iterdir()) if link.is_symlink()]
     wanted = {
         f"{NAME}/{path.relative_to(ROOT).as_posix()}"
         for link in links
-        for pattern in ("*.py", "*.pyi", "*.proto")
+        for pattern in ("*.py", "*.pyi", "*.proto", "*.yaml")
         for path in (ROOT / link).rglob(pattern)
     }
     if not links or (missing := sorted(wanted - packed)):
