@@ -130,6 +130,11 @@ class CropDataset(Dataset[Crops]):
             raise ValueError(f"passes are counted from 0, got {epoch}")
         self._visit[0] = epoch
 
+    @property
+    def has_transform(self) -> bool:
+        """Whether the student's crops go through a transform."""
+        return self._transform is not None
+
     def expect(self, hashes: NDArray[np.void], renamed: Mapping[int, int] | None = None) -> None:
         """Which image each index must still hold: V16 [images], XXH3-128 of the encoded bytes, zeros where unknown.
 
