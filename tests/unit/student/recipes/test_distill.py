@@ -154,6 +154,16 @@ def test_the_student_alone_asks_nobody_for_crops(data, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["top1"] > 0.9
 
 
+def test_a_phase_without_a_teacher_cuts_no_crops_for_one(data, tmp_path):
+    of = DistillData(options(data, tmp_path), PatternTeacher().card, ALONE)
+    for spec, size in ((None, 0), (LabelSpec(), 16)):
+        teacher = None if spec is None else PatternTeacher()
+        batch, labels = next(iter(of.train_loader(1, teacher, Asks(spec=spec))))
+        assert batch["crops"].shape == (8, size, size, 3)
+        assert batch["images"].shape == (8, 16, 16, 3)
+        assert len(labels) == 8
+
+
 def make_plain(num_classes):
     return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, num_classes))
 
@@ -179,6 +189,8 @@ def test_averaged_weights_are_what_is_evaluated_and_kept(data, tmp_path):
         torch.testing.assert_close(value, parts["ema"][f"module.student.model.{name}"], rtol=0, atol=0)
         if value.is_floating_point():
             assert not torch.equal(value, parts["model"][f"student.model.{name}"])
+    *_, last = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
+    assert float(last["val_loss"]) == json.loads((tmp_path / "result.json").read_text())["loss"]
 
 
 def test_hard_labels_help_out_when_no_teacher_answers(data, tmp_path):
