@@ -107,11 +107,12 @@ class _Batch:
             raise _not_cifar(file, f"its data is not uint8 [N, {3 * SIDE * SIDE}]")
         if not isinstance(labels, list) or len(labels) != len(data) or not all(type(n) is int for n in labels):
             raise _not_cifar(file, f"it has not one class number for each of its {len(data)} images")
+        # In Python's numbers, which hold any that a file may have.
+        if not labels or min(labels) < 0 or max(labels) >= num_classes:
+            raise _not_cifar(file, f"it has no images, or class numbers beyond the {num_classes} names beside it")
         self.file = file
         self.pixels: NDArray[np.uint8] = data
         self.targets = np.array(labels, np.int64)
-        if len(data) == 0 or self.targets.min() < 0 or self.targets.max() >= num_classes:
-            raise _not_cifar(file, f"it has no images, or class numbers beyond the {num_classes} names beside it")
         filenames = _field(content, "filenames")
         named = isinstance(filenames, list) and len(filenames) == len(data)
         self.names = [without_ending(_text(name)) for name in filenames] if named else [""] * len(data)

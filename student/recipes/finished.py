@@ -52,7 +52,9 @@ def save_student(folder: Path, student: nn.Module, card: StudentCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / STUDENT_FILE, lambda path: torch.save(student.state_dict(), path))
     text = json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / STUDENT_CARD_FILE, lambda path: path.write_text(text))
+    # Names of folders may be no UTF-8; what stands for such a byte is escaped as JSON does it.
+    content = text.encode(errors="backslashreplace")
+    _replace(folder / STUDENT_CARD_FILE, lambda path: path.write_bytes(content))
 
 
 def read_student_card(folder: Path) -> StudentCard:
@@ -61,7 +63,7 @@ def read_student_card(folder: Path) -> StudentCard:
     if not path.is_file():
         raise ValueError(f"there is no {path}: expected the folder of a finished run (teacherfarm distill ... --out)")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
         version = values.pop("card_version", None) if isinstance(values, dict) else None
         if version != STUDENT_CARD_VERSION:
             raise ValueError(f"card version {version!r}, this teacherfarm reads {STUDENT_CARD_VERSION}")

@@ -45,6 +45,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
     path = folder / REPORT_FILE
     temporary = folder / f".{REPORT_FILE}.tmp"
-    temporary.write_text(page(data), encoding="utf-8")
+    # Names of folders may be no UTF-8; a report must not fail over them when everything else is done.
+    temporary.write_text(page(data), encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
     return path

@@ -76,7 +76,7 @@ def read_config(path: Path) -> RunConfig:
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("settings", {}) or {}, dict):
         raise ValueError(f"{path} must map options to values, and the method's settings below 'settings'")

@@ -85,6 +85,8 @@ def test_a_batch_that_would_run_code_is_refused(cifar10, tmp_path):
         ({"data": PIXELS[:2].reshape(2, -1)}, "not one class number for each of its 2 images"),
         ({"data": PIXELS[:2].reshape(2, -1), "labels": [1]}, "not one class number for each of its 2 images"),
         ({"data": PIXELS[:2].reshape(2, -1), "labels": [1, 10]}, "class numbers beyond the 10 names"),
+        ({"data": PIXELS[:2].reshape(2, -1), "labels": [1, 1 << 70]}, "class numbers beyond the 10 names"),
+        ({"data": PIXELS[:2].reshape(2, -1), "labels": [1, -1]}, "class numbers beyond the 10 names"),
         ({"data": PIXELS[:2], "labels": [1, 2]}, r"not uint8 \[N, 3072\]"),
         ({"labels": [1, 2]}, r"not uint8 \[N, 3072\]"),
     ],

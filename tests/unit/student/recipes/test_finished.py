@@ -39,7 +39,7 @@ def saved(folder, method_name="simkd"):
         rendering=Rendering(height=32, width=32),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        classes=tuple("abcdefghij"),
+        classes=(*"abcdefghé", "caf\udce9"),  # the last: a folder named in Latin-1, as Python reads it
         teacher="teacher",
         teacher_digest="digest",
     )

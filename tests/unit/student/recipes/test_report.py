@@ -134,6 +134,11 @@ def test_names_are_text_wherever_they_stand(tmp_path):
     assert any(hostile in value for name, value in Page(html).attributes if name == "title")
 
 
+def test_a_folder_name_that_is_no_utf8_is_no_obstacle(tmp_path):
+    classes = ("caf\udce9", "b", "c")  # a folder named in Latin-1, as Python reads it
+    assert "caf\\udce9 taken for b" in written(tmp_path, tally=tallied(3), classes=classes)
+
+
 def test_phases_have_parts_of_their_own(tmp_path):
     html = written(tmp_path, parts=[{"map": 1.0, "ce": 1.0}, {"ce": 0.5}])
     assert "map: 1 at 1 epochs" in html

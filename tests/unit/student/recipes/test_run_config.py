@@ -101,6 +101,7 @@ def test_a_run_is_described_whole_but_for_secrets(tmp_path):
         ("- 1", "must map options to values"),
         ("api-key: x", "unknown option 'api-key'"),
         ("{", "cannot be read as YAML"),
+        ("[" * 5000, "cannot be read as YAML"),
     ],
 )
 def test_mistakes_in_a_file_are_named_with_the_file(tmp_path, text, words):
