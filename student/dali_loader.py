@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from teacherfarm.crops.crop_plan import sample_number
 from teacherfarm.protos.crop import Rendering
@@ -149,5 +150,5 @@ def dali_cutter(
 def _tensor(output: Any) -> Tensor:
     """A copy of what the pipeline will use again."""
     if type(output).__name__.endswith("GPU"):
-        return torch.from_dlpack(output.as_tensor()).clone()
+        return from_dlpack(output.as_tensor()).clone()
     return torch.from_numpy(np.array(output.as_array()))

@@ -18,7 +18,7 @@ from teacherfarm.student.shard_sampler import ShardSampler
 from tests.unit.student.fake_teacher import FakeTeacher
 from tests.unit.student.image_folders import write_images
 
-TEACHER = Rendering(height=12, width=12)
+TEACHER = Rendering(height=8, width=8)
 STUDENT = Rendering(height=8, width=10)
 
 
