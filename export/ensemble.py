@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from teacherfarm.export.graph import plan_graph
 from teacherfarm.export.teachers import Teacher, WeightsChoice, load_teacher
 from teacherfarm.protos.crop import Interpolation, NumberType
 from teacherfarm.protos.soft_label import COLDEST, HOTTEST, log_softmax
@@ -124,6 +125,8 @@ def make_ensemble(
                 f"an ensemble averages the probabilities of softmax teachers, {who} has activation "
                 f"{member.activation!r}: export it by itself"
             )
+        if member.members:
+            raise ValueError(f"{who} is an ensemble itself: name its members as members of this one")
         if "GRAY" in (member.channel_order, first.channel_order) and member.channel_order != first.channel_order:
             raise ValueError(f"{who} takes {member.channel_order} crops, the first teacher {first.channel_order}")
         if member.classes and first.classes and member.classes != first.classes:
@@ -157,8 +160,11 @@ def make_ensemble(
 
 
 def _num_classes(member: Teacher) -> int:
-    with torch.no_grad():
-        return int(member.module(torch.zeros(1, member.num_channels, member.height, member.width)).shape[1])
+    """What the member answers, checked as a teacher by itself is. Raises ValueError naming the member."""
+    try:
+        return plan_graph(member).num_classes
+    except ValueError as error:
+        raise ValueError(f"{member.name or member.source or 'a member'!r}: {error}") from error
 
 
 def _other_classes(one: Teacher, other: Teacher) -> str:

@@ -54,10 +54,11 @@ def plan_graph(teacher: Teacher, taps: Sequence[str] = ()) -> GraphPlan:
     )
     try:
         survey = Survey(teacher.module, pixels)
-    except RuntimeError as error:
+    except Exception as error:
+        # Whatever its author checks with: timm's and torchvision's transformers assert their size.
         raise ValueError(
             f"the teacher does not run on [2, {teacher.num_channels}, {teacher.height}, {teacher.width}] float32 "
-            f"pixels: {error}. Check --size and --channel-order"
+            f"pixels: {error or type(error).__name__}. Check --size and --channel-order"
         ) from error
     result = survey.result
     if not isinstance(result, torch.Tensor):

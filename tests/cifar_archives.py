@@ -60,7 +60,10 @@ def _number(value: int) -> bytes:
         return b"K" + bytes([value])
     if 0 <= value < 65536:
         return b"M" + struct.pack("<H", value)
-    return b"J" + struct.pack("<i", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    size = value.bit_length() // 8 + 1
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
 
 
 def _put(memo: list[int]) -> bytes:

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from teacherfarm.export import Teacher, ensemble, export_teacher
@@ -19,6 +20,11 @@ TEMPERATURE = 0.25
 
 def small(seed: int, **changes) -> Teacher:
     return dataclasses.replace(tiny_teacher.make(seed), name=f"seed{seed}", source=f"seed {seed}", **changes)
+
+
+class Broken(nn.Module):
+    def forward(self, pixels):
+        raise AssertionError("it takes 7 crops")
 
 
 def members() -> list[Teacher]:
@@ -119,6 +125,9 @@ def test_resizing_is_pytorchs(interpolation, size, resized):
         ([small(6, classes=("a", "b"))], {}, "other classes: 10 and 2"),
         ([small(6, channel_order="GRAY", mean=(0.5,), std=(0.5,))], {}, "'seed6' takes GRAY crops"),
         ([small(6)], {"temperature": 0.0}, "--ensemble-temperature must be positive"),
+        ([small(6, module=Broken())], {}, "'seed6': the teacher does not run on .* pixels: it takes 7 crops"),
+        ([small(6, module=nn.Softmax(dim=1))], {}, r"'seed6': a softmax teacher returns logits \[N, classes\]"),
+        ([make_ensemble([small(6), small(7)], name="both")], {}, "'both' is an ensemble itself"),
     ],
 )
 def test_teachers_that_do_not_go_together_are_refused(others, options, words):
