@@ -121,6 +121,11 @@ def test_readers_are_safe_in_threads_and_pickle(tmp_path, container):
     assert read == [again.read(row) for row in rows] == list(FILES.values()) * 50
 
 
+def test_another_process_maps_arrow_files_itself(tmp_path):
+    samples = open_samples(write_arrow(tmp_path / "x.arrow", rows_of()))
+    assert not any(data in pickle.dumps(samples) for data in FILES.values())
+
+
 def test_webdataset_targets_come_from_cls_or_json_and_keys_from_the_first_dot(tmp_path):
     files = {
         "a/x.jpg": FILES["dog/b.jpg"],

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from teacherfarm.crops.cutting import cut, decode
@@ -16,7 +17,6 @@ from teacherfarm.student.dali_loader import DaliLoader
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.shard_sampler import ShardSampler
 from tests.unit.student.fake_teacher import FakeTeacher
-from tests.unit.student.image_folders import write_images
 
 TEACHER = Rendering(height=8, width=8)
 STUDENT = Rendering(height=8, width=10)
@@ -36,7 +36,11 @@ def own_cutter(*renderings):
 
 @pytest.fixture
 def folder(tmp_path):
-    write_images(tmp_path, ["cat", "dog"], 4)
+    for number in range(8):
+        file = tmp_path / ("cat", "dog")[number // 4] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
     return tmp_path
 
 
