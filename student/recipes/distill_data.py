@@ -32,6 +32,7 @@ from teacherfarm.student.recipes.class_names import ClassMatch, match_classes, m
 from teacherfarm.student.recipes.folders import find_samples
 from teacherfarm.student.recipes.kept_labels import KeptLabels
 from teacherfarm.student.recipes.no_teacher import NoTeacher
+from teacherfarm.student.recipes.passes import crops_of_batch
 from teacherfarm.student.recipes.ranks import Ranks
 from teacherfarm.student.recording_teacher import Teacher
 from teacherfarm.student.shard_sampler import ShardSampler
@@ -108,7 +109,7 @@ class DistillData:
         dataset = self._dataset(crops_per_image, shown=shown)
         source = NoTeacher() if asks.spec is None else self._kept.source(dataset, teacher, ranks)
         sampler = ShardSampler(dataset, rank=ranks.rank, num_ranks=ranks.num_ranks, seed=options.seed)
-        num_images = max(options.batch_size // crops_per_image, 1)
+        num_images = crops_of_batch(options.batch_size, options.crops_per_image) // crops_per_image
         loader = DataLoader(
             dataset,
             batch_size=num_images,
@@ -119,6 +120,8 @@ class DistillData:
             collate_fn=self._collate(asks),
             pin_memory=ranks.device.type == "cuda",
             persistent_workers=num_workers(options) > 0,
+            # Of its own: workers that persist take no seed from torch's in later passes, those of a resumed run would.
+            generator=torch.Generator(),
         )
         has_classes = asks.spec is not None and (not asks.spec.outputs or LABELS in asks.spec.outputs)
         watched = has_classes and self._card.activation != "none" and asks.mixing != "crops"
@@ -136,8 +139,9 @@ class DistillData:
 
     def some_batch(self, asks: Asks) -> dict[str, Any]:
         """A batch as training has them, of the first images that this rank could see."""
-        dataset = self._dataset(self._options.crops_per_image, shown=True)
-        num_images = max(self._options.batch_size // self._options.crops_per_image, 1)
+        options = self._options
+        dataset = self._dataset(options.crops_per_image, shown=True)
+        num_images = crops_of_batch(options.batch_size, options.crops_per_image) // options.crops_per_image
         places = [(self._ranks.rank + number) % len(dataset) for number in range(num_images)]
         return dict(self._collate(asks)(dataset.__getitems__(places)))
 

@@ -10,15 +10,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacherfarm.protos.references import VIEW_REFERENCE
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LABELS, LabelSpec, SoftLabels
 from teacherfarm.protos.teacher_card import EMBEDDING, TeacherCard
+from teacherfarm.student.by_reference import as_references
 from teacherfarm.student.label_pass import PendingLabels
 from teacherfarm.student.methods.method import Step
 from teacherfarm.student.recording_teacher import Teacher
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from teacherfarm.student.recipes.distill_teachers import DistillTeachers
     from teacherfarm.student.recipes.phase_training import PhaseTraining
     from teacherfarm.student.recipes.ranks import Ranks
+
+Crops = NDArray[np.uint8] | CropReferences
 
 IN_FLIGHT = 8
 """Batches asked ahead while measuring, as a loader does."""
@@ -87,7 +90,7 @@ def bare_spec(card: TeacherCard) -> LabelSpec:
     return LabelSpec(outputs=(EMBEDDING,))
 
 
-def answers_per_s(teacher: Teacher, batches: Iterator[NDArray[np.uint8]], seconds: float) -> tuple[float, SoftLabels]:
+def answers_per_s(teacher: Teacher, batches: Iterator[Crops], seconds: float) -> tuple[float, SoftLabels]:
     """Crops per second that a teacher answers, asked ahead as a loader asks it, and its first answer."""
     first = teacher.submit(next(batches)).result()
     pending: deque[PendingLabels] = deque()
@@ -105,12 +108,15 @@ def answers_per_s(teacher: Teacher, batches: Iterator[NDArray[np.uint8]], second
     return done / elapsed_s, first
 
 
-def never_the_same(crops: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def never_the_same(crops: Any) -> Iterator[Crops]:
     """Crops that no store has an answer to: the pixels of a batch, changed each time. References stay what they are."""
-    by_reference = crops.ndim == 2 and crops.shape[1] == VIEW_REFERENCE.itemsize
+    references = as_references(crops)
     change = np.random.default_rng(time.time_ns())
+    while references is not None:
+        yield references
+    pixels = np.asarray(crops)
     while True:
-        yield crops if by_reference else crops ^ change.integers(256, size=crops.shape[1:], dtype=np.uint8)
+        yield pixels ^ change.integers(256, size=pixels.shape[1:], dtype=np.uint8)
 
 
 def student_per_s(backward: Callable[[], object], num_crops: int, ranks: Ranks, seconds: float) -> float:
@@ -151,7 +157,7 @@ def measure_link(
     if teacher is None or asks.spec is None:
         return "nothing to measure: this phase asks nobody"
     batch = data.some_batch(asks)
-    crops = np.ascontiguousarray(batch["crops"].numpy())
+    crops = batch["crops"]
     answered, labels = answers_per_s(teacher, never_the_same(crops), seconds)
     step = Step(
         labels=labels,

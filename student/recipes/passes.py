@@ -32,6 +32,13 @@ class Pass:
         return self.epoch // self.crops_per_image
 
 
+def crops_of_batch(batch_size: int, crops_per_image: int) -> int:
+    """Of every batch of a run, in passes of several crops of an image and of one alike: some methods have layers of
+    that size. As many whole images as fit, one at least.
+    """
+    return max(batch_size // crops_per_image, 1) * crops_per_image
+
+
 def plan_passes(epochs: int, crops_per_image: int) -> list[Pass]:
     """Passes of m crops per image, each counting m epochs; the last m epochs (at least) single-crop (FKD's
     accounting).

@@ -19,6 +19,7 @@ from teacherfarm.protos.teacher_card import EMBEDDING, TeacherCard
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import Method, Phase, Setup, TeacherHead
 from teacherfarm.student.methods.student_taps import TappedStudent
+from teacherfarm.student.recipes.passes import crops_of_batch
 from teacherfarm.student.recipes.students import default_taps, load_pretrained, make_student
 
 NOT_OF_A_STAGE = frozenset({LABELS, EMBEDDING, "mean_logits"})
@@ -64,7 +65,6 @@ def make_trainee(
 
     Raises MethodMismatch where teacher, student and method do not go together, ValueError for other mistakes.
     """
-    per_process = max(options.batch_size // options.crops_per_image, 1) * options.crops_per_image
 
     def build(num_outputs: int) -> tuple[nn.Module, tuple[str, ...], Setup, tuple[Phase, ...]]:
         torch.manual_seed(options.seed)
@@ -79,7 +79,7 @@ def make_trainee(
             teacher_taps=tuple(options.teacher_taps),
             student_taps=tuple(options.student_taps),
             num_samples=num_samples,
-            batch_size=per_process * num_ranks,
+            batch_size=crops_of_batch(options.batch_size, options.crops_per_image) * num_ranks,
             crops_per_image=options.crops_per_image,
             epochs=options.epochs,
         )

@@ -38,7 +38,20 @@ RECEIVED = "teacherfarm_received_bytes_total"
 
 def distill(farm, data, out, *more) -> int:
     always = ["--teacher-address", farm.zmq, "--student", "tests.unit.student.pattern_teacher:make_student"]
-    short = ["--workers", "0", "--batch-size", "8", "--epochs", "4", "--crops-per-image", "2", "--device", "cpu", "--measure-link", "0"]
+    short = [
+        "--workers",
+        "0",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "4",
+        "--crops-per-image",
+        "2",
+        "--device",
+        "cpu",
+        "--measure-link",
+        "0",
+    ]
     return main(["distill", str(data), "--out", str(out), *always, *short, *more])
 
 
@@ -55,6 +68,13 @@ def test_the_student_is_the_one_that_pixels_make(farm, data, tmp_path, capsys):
     crop = 32 * 32 * 3
     received = farm.metric(RECEIVED, wire="zmq") - received
     assert received == 24 * 4 * 20 + (2 * 4 + 8) * crop
+
+
+def test_crops_that_the_server_mixes_are_measured_beforehand(farm, data, tmp_path, capsys):
+    torch.set_num_threads(1)
+    asked = ("--method", "funmatch", "--by-reference", "mine", "--measure-link", "0.05")
+    assert distill(farm, data, tmp_path, *asked, "--on-refused", "skip") == 0
+    assert "link     funmatch asks " in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*replayed again and again")

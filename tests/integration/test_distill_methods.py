@@ -106,6 +106,7 @@ def test_a_method_makes_a_student_that_runs_alone(method, farm, data, tmp_path, 
         ("simkd", ["--ema", 0.9, "--accumulate", 2, "--amp", "bf16"]),
         ("funmatch", ["--crops-per-image", 2, "--epochs", 4, "--optimizer", "adamw"]),
         ("ferkd", ["--crops-per-image", 2, "--epochs", 4, "--mix", "selfmix"]),
+        ("kd", ["--workers", 2]),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(method, more, farm, data, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from teacherfarm.crops.mixing import Mix, mix_references
+from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.recipes.distill import distill
 from teacherfarm.student.recipes.link_check import (
@@ -57,7 +59,10 @@ def test_pixels_are_never_the_same_and_references_always():
     pixels, references = np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 20), np.uint8)
     seen = {next(batches).tobytes() for batches in [never_the_same(pixels)] for _ in range(5)}
     assert len(seen) == 5
-    assert next(never_the_same(references)) is references
+    again = next(never_the_same(references))
+    assert again.pack() == CropReferences(table=again.table).pack() == references.tobytes()
+    mixed = mix_references(again, Mix(kind="mixup", partner=(1, 2, 0), own_share=130))
+    assert next(never_the_same(mixed)) is mixed
 
 
 def test_answers_are_counted_and_none_is_left_behind():
