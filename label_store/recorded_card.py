@@ -68,4 +68,5 @@ def _card_of(manifest: Manifest) -> TeacherCard:
         features=(),
         classes_hash=teacher.classes_hash,
         precision=teacher.precision,
+        fixed_temperature=teacher.fixed_temperature,
     )

@@ -8,6 +8,7 @@ import pytest
 
 from teacherfarm.crops.crop_plan import CropPlan
 from teacherfarm.label_store.manifest import Manifest, TeacherIdentity
+from teacherfarm.label_store.recorded_card import read_card
 from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import LabelsMismatch, UnknownOutput
 from teacherfarm.protos.soft_label import LabelSpec
@@ -117,3 +118,9 @@ def test_a_missing_field_is_refused():
 
 def test_the_identity_is_the_cards():
     assert TeacherIdentity.of(CARD).teacher_digest == "t"
+
+
+def test_a_card_made_of_it_holds_at_the_temperature_of_the_ensemble(tmp_path):
+    ensemble = dataclasses.replace(CARD, features=(), fixed_temperature=2.0)
+    manifest = Manifest.of(ensemble, LabelSpec(), plan=CropPlan(), rendering=CARD.rendering, views=1, samples="s")
+    assert read_card(str(tmp_path), manifest).fixed_temperature == 2.0
