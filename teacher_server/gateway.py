@@ -91,7 +91,7 @@ class Gateway:
         """The lane of a ready teacher that the project of a key may use, or the fault."""
         return self._door.lane(self._door.authenticate(api_key)[0], name)
 
-    def read_head(self, lane: Lane, first: int) -> tuple[bytes, int]:
+    def read_head(self, lane: Lane, first: int) -> tuple[memoryview, int]:
         """A payload's worth of a teacher's classifier from byte ``first`` on, and the whole file's size."""
         return self._farm.read_head(lane, first, self.payload_bytes)
 

@@ -20,7 +20,7 @@ from teacherfarm.protos.allocator import keep_large_buffers
 from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.faults import BackendDied
 from teacherfarm.protos.soft_label import log_softmax
-from teacherfarm.protos.teacher_card import GOLDEN_FILE, LOG_PROBABILITIES, TeacherCard
+from teacherfarm.protos.teacher_card import GOLDEN_FILE, HEAD_FILE, LOG_PROBABILITIES, TeacherCard
 from teacherfarm.teacher_server.__main__ import set_up_logging
 from teacherfarm.teacher_server.backends.backend import GraphOutputs
 from teacherfarm.teacher_server.backends.scripted_backend import ScriptedBackend, marked_outputs
@@ -87,8 +87,9 @@ class ByFirstByte(ScriptedBackend):
         return answers
 
 
-def scripted_teacher(folder: Path, *, size: int, num_classes: int) -> ExportedTeacher:
-    """A card and golden answers in ``folder``, as export would leave them."""
+def scripted_teacher(folder: Path, *, size: int, num_classes: int, head_bytes: int = 0) -> ExportedTeacher:
+    """A card and golden answers in ``folder``, as export would leave them; so many zeros for a classifier's file."""
+    (folder / HEAD_FILE).write_bytes(bytes(head_bytes))
     card = TeacherCard(
         name="scripted",
         teacher_digest="5c" * 32,
@@ -99,6 +100,8 @@ def scripted_teacher(folder: Path, *, size: int, num_classes: int) -> ExportedTe
         num_classes=num_classes,
         activation="softmax",
         features=(),
+        has_head=head_bytes > 0,
+        head_digest="4d" * 32,
     )
     crops = make_crops(4, 0, size)
     answers = marked_outputs(card, crops, (LOG_PROBABILITIES,))[LOG_PROBABILITIES]
@@ -112,6 +115,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--head-mb", type=int, default=0, help="of a classifier to give away")
     parser.add_argument("--seconds-per-batch", type=float, default=0.0)
     parser.add_argument("--seconds-per-crop", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=1)
@@ -125,7 +129,12 @@ def main() -> None:
     keep_large_buffers()
     from teacherfarm.teacher_server.server import Server
 
-    teacher = scripted_teacher(Path(options.models), size=options.size, num_classes=options.num_classes)
+    teacher = scripted_teacher(
+        Path(options.models),
+        size=options.size,
+        num_classes=options.num_classes,
+        head_bytes=options.head_mb << 20,
+    )
     server = Server(
         settings,
         teachers=[teacher],

@@ -38,7 +38,7 @@ from teacherfarm.protos.wire import PAYLOAD_BYTES, Buffer, decode_header, encode
 Run = Callable[[NDArray[Any], Sequence[str]], Awaitable[Mapping[str, NDArray[Any]]]]
 """Pixels [N, H, W, C] and graph output names to arrays [N, ...]."""
 
-ReadHead = Callable[[int, int], tuple[bytes, int]]
+ReadHead = Callable[[int, int], tuple[Buffer, int]]
 
 WINDOW_CROPS = 1024
 

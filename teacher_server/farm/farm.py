@@ -161,7 +161,7 @@ class Farm:
         """The digest of what a ready lane really runs."""
         return served_digest(lane.card, lane.provider_class)
 
-    def read_head(self, lane: Lane, first: int, most: int) -> tuple[bytes, int]:
+    def read_head(self, lane: Lane, first: int, most: int) -> tuple[memoryview, int]:
         """A piece of a teacher's classifier and the whole file's size. Raises NoHead, DamagedArtifact."""
         return self._teachers[lane.card.name].read_head(first, most)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,19 @@ class ExportedTeacher:
     def head_file(self) -> Path:
         return self.folder / HEAD_FILE
 
-    def read_head(self, first: int, most: int) -> tuple[bytes, int]:
+    def read_head(self, first: int, most: int) -> tuple[memoryview, int]:
         """At most so many bytes of the classifier's file from ``first`` on, and the whole file's size.
 
-        Raises NoHead, DamagedArtifact.
+        All who ask are given views of one copy, however many of them leave it unread. Raises NoHead, DamagedArtifact.
         """
         assert self.card is not None
         require_head(self.card)
+        return memoryview(self._head)[first : first + most], len(self._head)
+
+    @functools.cached_property
+    def _head(self) -> bytes:
         try:
-            with self.head_file.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(min(first, size))
-                return file.read(most), size
+            return self.head_file.read_bytes()
         except OSError as error:
             raise DamagedArtifact(f"{self.head_file} cannot be read ({error}): export {self.name!r} again") from error
 

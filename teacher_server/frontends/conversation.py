@@ -172,7 +172,7 @@ class Conversation:
             self._say(Teacher(name=lane.card.name, artifact_digest=digest), lane.card.to_json().encode())
             return
         piece, size = self._gateway.read_head(lane, asked.head_from)
-        # Once through is what a student needs, and needs no credit; more could pile up unread.
+        # Needs no credit: pieces are views of one copy, and once through is what a student needs.
         self._head_bytes += len(piece)
         if not piece or self._head_bytes > size:
             raise Overloaded("one connection is told one classifier, once: open another")

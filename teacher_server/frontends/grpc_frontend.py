@@ -38,6 +38,8 @@ STRANGER_RETRY_AFTER_S = 1.0
 CLOSE_GRACE_S = 2.0
 SEND_HIGH_WATER = 4096
 """Well above the messages of any window: credit is the bound, and only a peer that takes nothing reaches this."""
+Outgoing = asyncio.Queue[tuple[bytes, Buffer] | None]
+"""Headers and payloads, joined only when they leave: what several streams wait to be sent may be one copy."""
 
 
 class GrpcFrontend(grpc.GenericRpcHandler):
@@ -66,7 +68,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         self._idle_session_s = idle_session_s
         self._tls = tls
         self._sweeper: asyncio.Task[None] | None = None
-        self._outgoing: dict[Conversation, asyncio.Queue[bytes | None]] = {}
+        self._outgoing: dict[Conversation, Outgoing] = {}
         self._server: grpc.aio.Server | None = None
 
     def __repr__(self) -> str:
@@ -153,7 +155,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
                 return None
 
     async def _stream_labels(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        outgoing: Outgoing = asyncio.Queue()
         strangers = sum(not conversation.greeted for conversation in self._outgoing)
         if strangers >= self._most_strangers:
             fault = Overloaded(
@@ -165,7 +167,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
 
         def send(header: bytes, payload: Buffer) -> None:
             if outgoing.qsize() < SEND_HIGH_WATER:
-                outgoing.put_nowait(join(header, payload))
+                outgoing.put_nowait((header, payload))
             else:
                 # The peer takes nothing. Its session ends now; its stream, once it has taken what is on the way.
                 conversation.close()
@@ -178,7 +180,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
         reader = asyncio.create_task(_read(context, conversation, outgoing), name="grpc reader")
         try:
             while (message := await outgoing.get()) is not None:
-                await context.write(message)
+                await context.write(join(*message))
         finally:
             reader.cancel()
             conversation.close()
@@ -206,7 +208,7 @@ class GrpcFrontend(grpc.GenericRpcHandler):
 async def _read(
     context: grpc.aio.ServicerContext[bytes, bytes],
     conversation: Conversation,
-    outgoing: asyncio.Queue[bytes | None],
+    outgoing: Outgoing,
 ) -> None:
     try:
         async with asyncio.timeout(HELLO_WITHIN_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 
 import pytest
 
@@ -31,10 +32,10 @@ def farm(start_scripted):
     )
 
 
-def check_healthy(teacher, num_batches=6):
+def check_healthy(teacher, num_batches=6, *, size=SIZE, num_classes=CLASSES):
     for seed in range(num_batches):
-        crops = make_crops(SLICE, seed, SIZE)
-        assert (teacher.label(crops).top1 == right_classes(crops, CLASSES)).all()
+        crops = make_crops(SLICE, seed, size)
+        assert (teacher.label(crops).top1 == right_classes(crops, num_classes)).all()
     assert teacher.stats.sessions == 1
 
 
@@ -91,3 +92,21 @@ def test_a_peer_that_asks_without_end_and_never_reads_loses_its_session(wire, fa
                     peer.send(question, timeout_s=2.0)
             check_healthy(healthy, 2)
             assert farm.rss_bytes() - before < MOST_GROWTH
+
+
+def test_peers_that_ask_for_the_classifier_and_never_read_share_one_copy(wire, start_scripted):
+    """Its pieces need no credit: what is held for those who do not take them must not grow with their number."""
+    head_mb, num_peers = 24, 8
+    farm = start_scripted(f"--head-mb={head_mb}")
+    with TeacherClient(getattr(farm, wire)) as healthy, ExitStack() as peers:
+        check_healthy(healthy, 1, size=32, num_classes=10)
+        before = farm.rss_bytes()
+        for _ in range(num_peers):
+            peer = peers.enter_context(raw_student(getattr(farm, wire), deaf=True))
+            peer.send(hello())
+            for piece in range(head_mb):
+                peer.send(encode_header(GetTeacher(name="scripted", head=True, head_from=piece * MIB)))
+        wait_for(lambda: farm.metric("teacherfarm_sent_bytes_total", wire=wire) >= num_peers * head_mb * MIB)
+        check_healthy(healthy, 2, size=32, num_classes=10)
+        grown = farm.rss_bytes() - before
+        assert grown < 3 * head_mb * MIB, f"grew by {grown / MIB:.0f} MiB"
