@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
 
-from teacherfarm.protos.faults import DamagedArtifact, NoHead, Overloaded, Unauthenticated
+from teacherfarm.protos.faults import DamagedArtifact, NoHead, NotAllowed, Overloaded, Unauthenticated
 from teacherfarm.protos.messages import GetTeacher, SliceFault, Teacher
 from teacherfarm.teacher_server.farm.model_directory import read_model_directory
 from teacherfarm.teacher_server.projects.project import Allowance
@@ -60,6 +61,14 @@ async def test_one_connection_takes_it_once(tmp_path):
 
 
 @on_loop
+async def test_all_are_given_views_of_one_copy(tmp_path):
+    async with farm_of(tmp_path) as farm:
+        (one, size), (other, _) = (farm.gateway.read_head(farm.farm.lane("scripted"), 0) for _ in range(2))
+        assert (bytes(one), size) == (HEAD[:64], 100)
+        assert np.shares_memory(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
+
+
+@on_loop
 async def test_a_teacher_without_one_says_why(tmp_path):
     async with ScriptedFarm(tmp_path, dataclasses.replace(CARD, headless="it has no classes")) as farm:
         student = Student(farm)
@@ -87,6 +96,17 @@ async def test_it_is_only_for_projects_with_a_key(tmp_path):
         student.say(ask(api_key="stolen"))
         assert student.faults() == [Unauthenticated]
         assert [type(value) for value in Student(farm).say(ask(api_key="key of a"))] == [Teacher]
+
+
+@on_loop
+async def test_it_is_only_for_projects_that_may_use_the_teacher(tmp_path):
+    async with farm_of(tmp_path, projects=keyed(a=Allowance(teachers=("another",)), b=Allowance())) as farm:
+        greeted = Student(farm)
+        greeted.say(dataclasses.replace(HELLO, api_key="key of b"))
+        for student in (Student(farm), greeted):
+            student.say(ask(api_key="key of a"))
+            assert student.faults() == [NotAllowed]
+        assert not any(payload == HEAD[:64] for _, payload in greeted.heard)
 
 
 def test_a_teacher_whose_classifier_is_not_the_cards_is_not_served(tmp_path):
