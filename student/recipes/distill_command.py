@@ -12,9 +12,10 @@ DESCRIPTION = """\
 Train a student from a teacher's stream of soft labels, on a folder of images.
 
 DATA holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg, or WebDataset tars (train-*.tar, val-*.tar), or Parquet
-files (also the hub's data/train-*.parquet). The teacher runs elsewhere: every crop is sent to it, and its answer is
-what the student learns, by a --method: teacherfarm methods lists them, and teacherfarm distill --method NAME --help has
-the settings of one.
+files (also the hub's data/train-*.parquet), or what Hugging Face's save_to_disk wrote, or the unpacked Python archive
+of CIFAR-10 or CIFAR-100. The teacher runs elsewhere: every crop is sent to it, and its answer is what the student
+learns, by a --method: teacherfarm methods lists them, and teacherfarm distill --method NAME --help has the settings of
+one.
 """
 
 EXAMPLE = """\
@@ -75,7 +76,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="DATA",
-        help="folder with train and val: class folders, tar or Parquet files",
+        help="folder with train and val: class folders, tar, Parquet or Arrow files, or CIFAR's",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
     parser.add_argument(
