@@ -196,11 +196,12 @@ def facts(options: argparse.Namespace, budget: Budget, teacher: TeacherCard, dat
     import torch
 
     from bench.accuracy_teacher import accuracy
+    from teacherfarm.crops.sample_readers import open_samples
     from teacherfarm.networks.cifar import make_cifar_network
 
     model = make_cifar_network(options.teacher, teacher.num_classes)
     model.load_state_dict(torch.load(options.out / "teacher.pt", weights_only=True))
-    images = {split: sum(1 for _ in (data / split).rglob("*.jpg")) for split in ("train", "test")}
+    images = {split: len(open_samples(data / split)) for split in ("train", "test")}
     crops = f"crops of {options.size} pixels and at least {teacher.crop_scale[0]:.0%} of the image"
     found = accuracy(model.eval(), data, size=options.size)
     schedule = f"{budget.epochs} epochs, batches of {budget.batch_crops}, SGD with momentum 0.9"

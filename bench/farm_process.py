@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 60.0
@@ -41,9 +42,14 @@ def _addresses(process: subprocess.Popen[str], module: str) -> dict[str, str]:
     for line in process.stdout:
         if line.startswith("ready"):
             # Nobody reads what it may still say: its pipe must not fill up.
-            threading.Thread(target=process.stdout.read, daemon=True).start()
+            threading.Thread(target=_read_on, args=(process.stdout,), daemon=True).start()
             return {found[1]: found[0] for found in re.finditer(r"(\w+)://\S+", line)}
     raise RuntimeError(f"{module} was not ready within {READY_WITHIN_S:.0f} s (exit status {process.wait()})")
+
+
+def _read_on(output: IO[str]) -> None:
+    with output:
+        output.read()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
