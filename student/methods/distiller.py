@@ -17,8 +17,8 @@ from teacherfarm.student.methods.student_taps import TappedStudent
 class Distiller(nn.Module):
     """``distiller(pixels, step)`` -> the loss's parts by name; their sum is to be minimised.
 
-    ``distiller.predict(pixels)`` -> logits [N, C]. ``hard_fallback``: crops without an answer learn from their own class.
-    Forward goes through the module, so that DDP sees every parameter.
+    ``distiller.predict(pixels)`` -> logits [N, C]. ``hard_fallback``: crops without an answer learn from their own
+    class. Forward goes through the module, so that DDP sees every parameter.
     """
 
     def __init__(self, student: TappedStudent, method: Method, *, hard_fallback: bool = False) -> None:

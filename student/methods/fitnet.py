@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
 from teacherfarm.student.methods.kd import KDSettings
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.needs import need_several_values
 from teacherfarm.student.methods.teacher_maps import (
     TeacherMap,
     find_map,
@@ -49,7 +50,9 @@ class FitNet(Method):
 
     @classmethod
     def asks(cls, settings: FitNetSettings, setup: Setup) -> Asks:
-        return asks_beside_logits(cls.name, settings, setup, [_hint(settings, setup)[2].output])
+        teacher = _hint(settings, setup)[2]
+        need_several_values(cls.name, setup, places=teacher.shape[1] * teacher.shape[2])
+        return asks_beside_logits(cls.name, settings, setup, [teacher.output])
 
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
         maps = outputs.features[self.tap]

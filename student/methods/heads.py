@@ -11,6 +11,11 @@ def need_embedding(method: str, setup: Setup) -> int:
     """Size of the teacher's embedding. Raises MethodMismatch where it gives none, or not one vector for each crop."""
     card = setup.card
     found = {output.name: output for output in card.features}.get(EMBEDDING)
+    if found is None and card.members:
+        raise MethodMismatch(
+            f"{method} needs the teacher's embedding, and the ensemble {card.name!r} has {has(card)}: export one of "
+            "its members by itself"
+        )
     if found is None:
         raise MethodMismatch(
             f"{method} needs the teacher's embedding, {card.name!r} has {has(card)}. Export it again with --embedding "

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from teacherfarm.protos.teacher_card import Activation
+from teacherfarm.student.methods.across_ranks import num_ranks
 from teacherfarm.student.methods.method import MethodMismatch, Setup
+
+
+def need_several_values(method: str, setup: Setup, places: int = 1) -> None:
+    """Two values at least that batch normalisation takes its mean of, in each process. Raises MethodMismatch.
+
+    ``places``: of a map, 1 of a vector.
+    """
+    if setup.batch_size and setup.batch_size // num_ranks() * places < 2:
+        raise MethodMismatch(
+            f"{method} normalises over the crops of a batch, and batches have one crop: use larger batches"
+        )
 
 
 def need_classes(

@@ -59,6 +59,11 @@ class SemCKD(Method):
                 f"semckd has layers of the batch's size and needs {NARROWING} crops at least, got a batch of "
                 f"{setup.batch_size}: use --batch-size 64, say"
             )
+        if 0 < setup.num_samples < setup.batch_size:
+            raise MethodMismatch(
+                f"semckd needs whole batches of {setup.batch_size} crops, and there are {setup.num_samples} images: "
+                "use a smaller --batch-size"
+            )
         if not settings.attention_temperature > 0:
             raise ValueError(f"semckd: attention_temperature is above 0, got {settings.attention_temperature}")
         setup.student_maps()

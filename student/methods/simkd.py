@@ -14,6 +14,7 @@ from teacherfarm.protos.soft_label import LabelSpec
 from teacherfarm.student.methods.frozen import eval_where_still, train_only
 from teacherfarm.student.methods.heads import need_head, take_head
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.needs import need_several_values
 from teacherfarm.student.methods.reused_head import Projection, ReusedHead
 from teacherfarm.student.methods.teacher_maps import TeacherMap, pooled_map, teacher_stages
 from teacherfarm.student.methods.teacher_values import weighted_mean, wide
@@ -57,6 +58,7 @@ class SimKD(Method):
         _, _, teacher = _last(setup)
         if not 1 <= settings.factor <= teacher.shape[0]:
             raise ValueError(f"simkd: factor={settings.factor} of {teacher.shape[0]} channels: 2, 4 or 8 are usual")
+        need_several_values(cls.name, setup, places=teacher.shape[1] * teacher.shape[2])
         need_head(cls.name, setup, teacher.shape[0])
         if setup.card.feature(teacher.output).averages_to_embedding is False:
             raise MethodMismatch(

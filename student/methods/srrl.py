@@ -12,6 +12,7 @@ from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_
 from teacherfarm.student.methods.heads import need_embedding, need_head, need_student_embedding, take_head
 from teacherfarm.student.methods.kd import KDSettings
 from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
+from teacherfarm.student.methods.needs import need_several_values
 from teacherfarm.student.methods.teacher_values import feature, weighted_mean, wide
 
 
@@ -47,6 +48,7 @@ class SRRL(Method):
     def asks(cls, settings: SRRLSettings, setup: Setup) -> Asks:
         need_head(cls.name, setup, need_embedding(cls.name, setup))
         need_student_embedding(cls.name, setup)
+        need_several_values(cls.name, setup)
         return asks_beside_logits(cls.name, settings, setup, [EMBEDDING], head=True)
 
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ def teacher_stages(setup: Setup) -> tuple[str, ...]:
     stages.pop(EMBEDDING, None)
     if not stages:
         raise MethodMismatch(
-            f"teacher {setup.card.name!r} was exported without feature maps, it has {has(setup.card)}. "
-            "Export it again with one --tap MODULE for each stage: teacherfarm export ... --tap MODULE"
+            f"teacher {setup.card.name!r} was exported without feature maps, it has {has(setup.card)}; one --tap "
+            f"MODULE for each stage gives them: {setup.card.export_command('MODULE')}"
         )
     return tuple(stages)
 
@@ -105,8 +105,8 @@ def has(card: TeacherCard) -> str:
 def lacks(setup: Setup, stage: str, tap: str) -> MethodMismatch:
     """What to say where a stage is not to be had in the form that a method needs."""
     return MethodMismatch(
-        f"teacher {setup.card.name!r} gives no output {tap!r} (stage {stage!r}), it has {has(setup.card)}. "
-        f"Export it again: teacherfarm export ... --tap {tap}"
+        f"teacher {setup.card.name!r} gives no output {tap!r} (stage {stage!r}), it has {has(setup.card)}: "
+        f"{setup.card.export_command(tap)}"
     )
 
 

@@ -177,7 +177,7 @@ def _pairs(settings: TokensSettings, setup: Setup) -> list[TokenPair]:
     if missing or not names:
         raise MethodMismatch(
             f"tokens: teacher {card.name!r} gives no tokens or map {missing[0] if missing else ''!r}, it has "
-            f"{has(card)}. Export it again: teacherfarm export ... --tap {missing[0] if missing else 'MODULE'}"
+            f"{has(card)}: {card.export_command(missing[0] if missing else 'MODULE')}"
         )
     shapes = setup.student.features
     taps = [name for name in setup.student_taps or shapes if len(shapes.get(name, ())) in (2, 3)]

@@ -28,7 +28,13 @@ def check_options(options: argparse.Namespace, data: DistillData, trainee: Train
     specs = {phase.asks.spec for phase in trainee.phases if phase.asks.spec is not None}
     if options.record is not None and len(specs) > 1:
         raise ValueError(f"method {trainee.method.name} asks for other outputs in each phase: --record keeps one kind")
-    if any(phase.asks.fresh for phase in trainee.phases) and (options.labels or options.record):
+    if options.hard_fallback and any(phase.asks.mixing != "none" for phase in trainee.phases):
+        raise ValueError(
+            f"--hard-fallback teaches a crop its own class, and method {trainee.method.name} mixes crops of several: "
+            "leave one of them out"
+        )
+    never_again = any(phase.asks.fresh or phase.asks.mixing == "crops" for phase in trainee.phases)
+    if never_again and (options.labels or options.record):
         raise ValueError(
             f"method {trainee.method.name} with these settings has the teacher label what is never seen again: "
             "leave --labels and --record out"

@@ -87,5 +87,5 @@ def test_maps_of_eight_bits_are_close(name, farm):
 
 
 def test_a_reduction_is_not_the_whole_map(farm):
-    with pytest.raises(MethodMismatch, match=r"no output 'block'.*--tap block$"):
+    with pytest.raises(MethodMismatch, match=r"no output 'block'.*--tap block --force$"):
         losses_and_spec(farm.zmq, "reduced", "sp")

@@ -91,7 +91,7 @@ def test_asks_the_least_that_is_exact_for_this_student(
 
 @pytest.mark.parametrize(("student", "tap"), [(2, "layer@attention2x2"), (3, "layer@attention3x3")])
 def test_attention_of_the_whole_map_is_not_taken_for_that_of_the_averaged_one(student: int, tap: str) -> None:
-    with pytest.raises(MethodMismatch, match=f"--tap {tap}$"):
+    with pytest.raises(MethodMismatch, match=f"--tap {tap} --force$"):
         AT.asks(ALONE, setup_of({"stage": (3, student, student)}, {"layer@attention": (16,)}))
 
 

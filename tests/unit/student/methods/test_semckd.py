@@ -101,6 +101,8 @@ def test_refuses_batches_that_its_layers_do_not_fit():
         method.loss(outputs, step)
     with pytest.raises(MethodMismatch, match="needs 4 crops at least, got a batch of 3"):
         SemCKD.asks(SETTINGS, make_setup(batch_size=3))
+    with pytest.raises(MethodMismatch, match="whole batches of 8 crops, and there are 7 images"):
+        SemCKD.asks(SETTINGS, make_setup(batch_size=8, num_samples=7))
 
 
 def test_asks_for_whole_maps():

@@ -106,6 +106,6 @@ def test_large_maps_do_not_overflow_under_autocast() -> None:
 
 def test_a_reduced_map_is_not_taken_for_the_whole_one() -> None:
     setup = make_setup(make_card(features={"layer3@1x1": (24, 1, 1)}))
-    with pytest.raises(MethodMismatch, match=r"no output 'layer3'.*--tap layer3$"):
+    with pytest.raises(MethodMismatch, match=r"no output 'layer3'.*--tap layer3 --force$"):
         SP.asks(ALONE, setup)
     assert SP.asks(ALONE, make_setup(setup.card, teacher_taps=("layer3@1x1",))).spec is not None

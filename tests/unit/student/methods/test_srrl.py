@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
+from teacherfarm.protos.teacher_card import EnsembleMember
 from teacherfarm.student.losses import hard_cross_entropy, kd_divergence
 from teacherfarm.student.methods.distiller import Distiller
 from teacherfarm.student.methods.method import MethodMismatch, StudentShape
@@ -85,3 +86,6 @@ def test_refuses_what_it_cannot_use():
         SRRL.asks(SETTINGS, make_setup(student=StudentShape(num_classes=10)))
     with pytest.raises(MethodMismatch, match="one vector for each crop"):
         SRRL.asks(SETTINGS, make_setup(make_card(features={"embedding": (8, 4, 4)}, has_head=False)))
+    members = tuple(EnsembleMember(name=name, source=name, height=32, width=32) for name in ("one", "other"))
+    with pytest.raises(MethodMismatch, match="the ensemble 'teacher' has mean_logits: export one of its members"):
+        SRRL.asks(SETTINGS, make_setup(make_card(features={"mean_logits": (10,)}, members=members)))

@@ -52,7 +52,7 @@ def test_a_map_is_averaged_here_as_the_graph_would_have() -> None:
 def test_what_was_not_exported_is_named_with_the_command_that_adds_it() -> None:
     setup = make_setup(make_card(features={"layer1@4x4": (3, 4, 4)}))
     assert pooled_map(setup, "layer1", 4, 4).output == "layer1@4x4"
-    with pytest.raises(MethodMismatch, match=r"it has layer1@4x4\. .* --tap layer1@2x2$"):
+    with pytest.raises(MethodMismatch, match=r"it has layer1@4x4: .* --tap layer1@2x2 --force$"):
         pooled_map(setup, "layer1", 2, 2)
-    with pytest.raises(MethodMismatch, match=r"--tap layer1$"):
+    with pytest.raises(MethodMismatch, match=r"--tap layer1@4x4 --tap layer1 --force$"):
         whole_map(setup, "layer1")

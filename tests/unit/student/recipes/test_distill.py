@@ -290,6 +290,8 @@ def test_unreadable_images_and_unknown_classes_do_not_stop_it(tmp_path, caplog):
         (["--lr-steps", 3], "--lr-schedule steps and --lr-steps EPOCH ... go together"),
         (["--method", "simkd"], "no feature maps are known of this student"),
         (["--method", "funmatch", "--record", "labels"], "never seen again: leave --labels and --record out"),
+        (["--method", "meal-v2", "--cutmix", "--record", "labels"], "never seen again: leave --labels and --record"),
+        (["--mix", "fkd", "--on-starved", "skip", "--hard-fallback"], "method fkd mixes crops of several: leave one"),
         (["--views", 100], "order 'fresh' never repeats a view"),
         (["--val-folder", "test"], r"has no folder 'test' \(its folders are train, val\)"),
         (["--student", "resnet18"], "expected torchvision:NAME"),
