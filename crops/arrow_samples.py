@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.hub_columns import (
     class_names,
+    class_numbers,
     hub_features,
     image_bytes,
     image_column,
     label_column,
     row_names,
 )
-from teacherfarm.crops.sample_names import NO_TARGET, text
+from teacherfarm.crops.sample_names import text
 from teacherfarm.crops.sample_readers import file_stamp
 from teacherfarm.protos.faults import BadDataSet, UnreadableImage
 
@@ -40,12 +41,13 @@ class ArrowSamples:
         for file, table in zip(files, tables, strict=True):
             if not table.schema.equals(schema):
                 raise BadDataSet(f"{file} has columns {', '.join(table.schema.names)} unlike those of {files[0]}")
+            _check(file, table, [self.image_column, *([label] if label else [])])
         if not (rows := sum(len(table) for table in tables)):
             raise BadDataSet(f"no rows in {where}")
         self._columns = [table[self.image_column] for table in tables]
         self._firsts = np.cumsum([0, *(len(table) for table in tables)])
         targets = [value for table in tables for value in table[label].to_pylist()] if label else [None] * rows
-        self.targets: NDArray[np.int64] = np.array([NO_TARGET if t is None else t for t in targets], np.int64)
+        self.targets: NDArray[np.int64] = class_numbers(targets, self.classes, where)
         self.names = row_names([path for column in self._columns for path in _paths(column)])
 
     def __len__(self) -> int:
@@ -96,6 +98,14 @@ def _open(file: str) -> Any:
         return (pyarrow.ipc.open_file if with_contents else pyarrow.ipc.open_stream)(mapped).read_all()
     except Exception as error:
         raise BadDataSet(f"{file} cannot be read as an Arrow file ({error})") from error
+
+
+def _check(file: str, table: Any, columns: Sequence[str]) -> None:
+    """Offsets that point elsewhere would end the process, or show what else is in its memory."""
+    try:
+        table.select(columns).validate(full=True)
+    except Exception as error:
+        raise BadDataSet(f"{file} is damaged ({error}): copy it again") from error
 
 
 def _paths(column: Any) -> list[str | None]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacherfarm.crops.sample_names import name_array, without_ending
+from teacherfarm.crops.sample_names import NO_TARGET, name_array, without_ending
 from teacherfarm.protos.faults import BadDataSet
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "target", "cls", "class", "fine_label")
+
+_MOST_CLASSES = 1 << 31
 
 
 def hub_features(schema: Any) -> dict[str, Any]:
@@ -27,7 +29,17 @@ def hub_features(schema: Any) -> dict[str, Any]:
 
 def class_names(features: dict[str, Any], label: str | None) -> tuple[str, ...]:
     """The classes of a column, where the hub named them."""
-    return tuple((features.get(label or "") or {}).get("names") or ())
+    kind = features.get(label or "")
+    names = kind.get("names") if isinstance(kind, dict) else None
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def class_numbers(values: Sequence[int | None], classes: Sequence[str], where: str) -> NDArray[np.int64]:
+    """A column of class numbers as targets. Raises BadDataSet for numbers that no name stands for."""
+    most = max((value for value in values if value is not None), default=0)
+    if most >= (len(classes) or _MOST_CLASSES):
+        raise BadDataSet(f"{where} has class number {most} and names {len(classes) or 'no'} classes: mend its column")
+    return np.array([NO_TARGET if value is None else value for value in values], np.int64)
 
 
 def image_column(schema: Any, features: dict[str, Any], file: str) -> str:

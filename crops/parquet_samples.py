@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from teacherfarm.crops.hub_columns import (
     class_names,
+    class_numbers,
     hub_features,
     image_bytes,
     image_column,
     label_column,
     row_names,
 )
-from teacherfarm.crops.sample_names import NO_TARGET, text
+from teacherfarm.crops.sample_names import text
 from teacherfarm.crops.sample_readers import file_stamp
 from teacherfarm.protos.faults import BadDataSet, UnreadableImage
 
@@ -65,7 +66,7 @@ class ParquetSamples:
             raise BadDataSet(f"no rows in {where}")
         self._firsts, self._groups = np.array(firsts, np.int64), np.array(groups, np.int64)
         self.names = row_names(paths)
-        self.targets: NDArray[np.int64] = np.array([NO_TARGET if t is None else t for t in targets], np.int64)
+        self.targets: NDArray[np.int64] = class_numbers(targets, self.classes, where)
         self._reset()
 
     def __len__(self) -> int:

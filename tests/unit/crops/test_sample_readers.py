@@ -166,6 +166,32 @@ def test_the_hubs_features_name_the_columns(tmp_path):
     assert plain.targets.tolist() == [-1]
 
 
+@pytest.mark.parametrize(("number", "names"), [(2, ["ant", "bee"]), (1 << 40, None)])
+@pytest.mark.parametrize("container", ["arrow", "parquet"])
+def test_class_numbers_that_nothing_stands_for_are_refused(tmp_path, container, number, names):
+    table = pyarrow.table({"img": [b"?"] * 2, "label": [0, number]})
+    features = {"label": {"_type": "ClassLabel", "names": names}} if names else {"label": ["no feature of ours"]}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path = tmp_path / f"x.{container}"
+    if container == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(BadDataSet, match=f"x.{container} has class number {number} and names (2|no) classes"):
+        open_samples(path)
+
+
+def test_arrow_files_that_point_beyond_themselves_are_refused(tmp_path):
+    path = write_arrow(tmp_path / "x.arrow", [{"img": b"?" * 50}] * 3, rows_at_once=3)
+    content = path.read_bytes()
+    offsets = np.array([0, 50, 100, 150], "<i4").tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 1 << 30, 100, 150], "<i4").tobytes()))
+    with pytest.raises(BadDataSet, match=r"x\.arrow is damaged"):
+        open_samples(path)
+
+
 @pytest.mark.parametrize(
     ("files", "path", "words"),
     [
