@@ -49,7 +49,7 @@ def read_head(content: bytes, card: TeacherCard) -> ClassifierHead:
         taken = {output.name: output.shape for output in card.features}.get(EMBEDDING, weight.shape[1:])
         if weight.shape[1:] != taken:
             raise ValueError(f"weight {list(weight.shape)} for an embedding {list(taken)}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArtifact(f"the classifier of {card.name!r} cannot be read ({error}): export it again") from error
     return ClassifierHead(weight=weight, bias=bias)
 

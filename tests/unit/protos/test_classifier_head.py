@@ -33,6 +33,11 @@ def card_of(content: bytes, **changes) -> TeacherCard:
     return TeacherCard(**(values | changes))
 
 
+def headed(header: bytes) -> bytes:
+    """A safetensors file with this for its description of arrays."""
+    return len(header).to_bytes(8, "little") + header + bytes(48)
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_both_arrays_come_back(metadata):
     content = save({"weight": WEIGHT, "bias": BIAS}, metadata=metadata)
@@ -66,6 +71,8 @@ def test_another_file_than_the_cards_is_refused():
         save({"weight": WEIGHT.reshape(2, 6)}),
         save({"weight": WEIGHT.reshape(4, 3, 1)}),
         save({"weight": np.zeros((4, 5), np.float32)}),
+        headed(b"[" * 100_000),
+        headed(b'{"weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 1e999]}}'),
     ],
 )
 def test_a_file_that_is_no_classifier_of_this_teacher_is_refused(content):
