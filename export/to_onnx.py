@@ -66,7 +66,7 @@ def onnx_bytes(
                     verbose=False,
                 )
             except torch.onnx.errors.OnnxExporterError as error:
-                reason = str(error.__cause__ or error).strip().splitlines()[0]
+                reason = str(error.__cause__ or error).strip().partition("\n")[0]
                 raise ValueError(
                     f"PyTorch cannot export this module to ONNX with a free batch size ({reason}). The usual reason is "
                     f"a forward() that branches on values or fixes the batch size: {BATCH_ADVICE}"

@@ -34,10 +34,10 @@ def read_state_dict(file: Path) -> dict[str, torch.Tensor]:
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
-            f"{file} cannot be read as a plain state dict ({type(error).__name__}: {str(error).splitlines()[0]}). Save "
-            "module.state_dict() with torch.save, or as .safetensors; pickled modules are not loaded because they run "
-            "code"
+            f"{file} cannot be read as a plain state dict ({reason}). Save module.state_dict() with torch.save, or as "
+            ".safetensors; pickled modules are not loaded because they run code"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

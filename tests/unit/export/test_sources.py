@@ -145,10 +145,12 @@ def test_weights_with_code_inside_are_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"), [("absent.pth", "there is no weight file"), ("cut.safetensors", "not a whole")]
+    ("name", "complaint"),
+    [("absent.pth", "there is no weight file"), ("cut.safetensors", "not a whole"), ("bad.pth", "plain state dict")],
 )
 def test_weight_files_that_cannot_be_read(tmp_path, name, complaint):
     (tmp_path / "cut.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
+    (tmp_path / "bad.pth").write_bytes(b"")  # what torch.load raises for this has no words
     with pytest.raises(ValueError, match=complaint):
         load_weights(tiny_teacher.tiny_net(), tmp_path / name)
 
