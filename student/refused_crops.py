@@ -50,7 +50,10 @@ class RefusedCrops:
         if self._how is None or not isinstance(references, CropReferences):
             raise MalformedMessage("the server refused single crops of a batch that was sent as pixels")
         # No image at all: the data set could not read it, said so, and gives it weight 0.
-        absent = references.table["content"][rows] == 0
+        none = references.table["content"] == 0
+        absent = none[rows]
+        if references.mixing is not None:
+            absent = absent | none[references.mixing["partner"][rows]]
         if absent.any():
             batch.leave_out(rows[absent])
             faults = [fault for fault, out in zip(faults, absent.tolist(), strict=True) if not out]
