@@ -159,7 +159,7 @@ class TeacherCard:
             return "an ensemble has no taps: export one of its members by itself"
         taps = " ".join(f"--tap {tap}" for tap in dict.fromkeys(self.taps + more_taps))
         command = f"teacherfarm export {self.source or 'SOURCE'} --name {self.name} {taps} --force"
-        return f"export it again, with --weights and --out as before: {command}"
+        return f"export it again, its other options (--out, --weights, ...) as before: {command}"
 
     @property
     def graph_outputs(self) -> tuple[str, ...]:
