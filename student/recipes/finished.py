@@ -72,7 +72,7 @@ def read_student_card(folder: Path) -> StudentCard:
             raise ValueError(f"plan must be an object, got {plan!r}")
         card: StudentCard = from_json_value(StudentCard, values, "student")
         return dataclasses.replace(card, plan=plan)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no student's card: {error}") from error
 
 
