@@ -120,10 +120,11 @@ class Manifest:
     def mismatch(self, other: Manifest) -> tuple[str, object, object] | None:
         """The first field in which ``other`` differs, this one's value and the other's; None where none does.
 
-        The teacher's name does not count, and neither does an index of samples that one of the two leaves open ("").
+        The teacher's name does not count, nor the axes of outputs that were not recorded, nor an index of samples that
+        one of the two leaves open ("").
         """
-        theirs = other.to_dict()
-        for name, our in self.to_dict().items():
+        theirs = other._compared()
+        for name, our in self._compared().items():
             their = theirs[name]
             if isinstance(our, dict) and isinstance(their, dict):
                 for part in [*our, *(their.keys() - our.keys())]:
@@ -132,6 +133,10 @@ class Manifest:
             elif our != their and not (name == "samples" and "" in (our, their)):
                 return name, our, their
         return None
+
+    def _compared(self) -> dict[str, object]:
+        axes = {name: axis for name, axis in self.teacher.channel_axes.items() if name in self.spec.outputs}
+        return self.to_dict() | {"teacher": dataclasses.asdict(self.teacher) | {"channel_axes": axes}}
 
     def refuse_other(self, wanted: Manifest, where: str) -> None:
         """Raise LabelsMismatch naming the first field in which the labels in ``where`` are not the ones ``wanted``."""

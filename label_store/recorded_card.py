@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from teacherfarm.label_store.label_directory import write_whole
 from teacherfarm.label_store.manifest import Manifest, TeacherIdentity
 from teacherfarm.protos.crop import CropFormat
 from teacherfarm.protos.faults import DamagedLabels
-from teacherfarm.protos.teacher_card import CARD_FILE, TeacherCard
+from teacherfarm.protos.soft_label import LABELS
+from teacherfarm.protos.teacher_card import CARD_FILE, OutputCard, TeacherCard
 
 
 def write_card(directory: str | Path, card: TeacherCard) -> None:
@@ -65,8 +67,14 @@ def _card_of(manifest: Manifest) -> TeacherCard:
         rendering=rendering,
         num_classes=teacher.num_classes,
         activation=teacher.activation,
-        features=(),
+        features=tuple(_output_of(manifest, name) for name in manifest.spec.outputs if name != LABELS),
         classes_hash=teacher.classes_hash,
         precision=teacher.precision,
         fixed_temperature=teacher.fixed_temperature,
     )
+
+
+def _output_of(manifest: Manifest, name: str) -> OutputCard:
+    shape = manifest.record_dtype[name].shape
+    layouts: dict[int, Literal["vector", "map", "tokens"]] = {1: "vector", 2: "tokens", 3: "map"}
+    return OutputCard(name=name, shape=shape, layout=layouts.get(len(shape), "vector"))

@@ -57,7 +57,6 @@ OTHERS = {
     "teacher.teacher_digest": {"teacher": dataclasses.replace(TEACHER, teacher_digest="zz")},
     "teacher.artifact_digest": {"teacher": dataclasses.replace(TEACHER, artifact_digest="zz")},
     "teacher.classes_hash": {"teacher": dataclasses.replace(TEACHER, classes_hash="zz")},
-    "teacher.channel_axes": {"teacher": dataclasses.replace(TEACHER, channel_axes={"zz": 1})},
     "plan.seed": {"plan": CropPlan(seed=77)},
     "plan.scale": {"plan": CropPlan(seed=3, scale=(0.77, 1.0))},
     "plan": {"plan": None, "has_boxes": True},
@@ -120,7 +119,21 @@ def test_the_identity_is_the_cards():
     assert TeacherIdentity.of(CARD).teacher_digest == "t"
 
 
-def test_a_card_made_of_it_holds_at_the_temperature_of_the_ensemble(tmp_path):
-    ensemble = dataclasses.replace(CARD, features=(), fixed_temperature=2.0)
-    manifest = Manifest.of(ensemble, LabelSpec(), plan=CropPlan(), rendering=CARD.rendering, views=1, samples="s")
-    assert read_card(str(tmp_path), manifest).fixed_temperature == 2.0
+@pytest.mark.parametrize("feature_type", ["float16", "int8"])
+def test_a_card_made_of_it_is_the_same_teachers_and_holds_at_the_temperature_of_the_ensemble(tmp_path, feature_type):
+    unrecorded = OutputCard(name="mean_logits", shape=(4,))
+    teacher = dataclasses.replace(CARD, features=(*CARD.features, unrecorded), fixed_temperature=2.0)
+    spec = LabelSpec(outputs=("labels", "map"), feature_type=feature_type)
+    options = {"plan": CropPlan(), "rendering": CARD.rendering, "views": 1, "samples": "s"}
+    manifest = Manifest.of(teacher, spec, **options)
+    card = read_card(str(tmp_path), manifest)
+    assert card.fixed_temperature == 2.0
+    assert card.features == CARD.features
+    assert manifest.mismatch(Manifest.of(card, spec, **options)) is None
+
+
+def test_the_axes_of_recorded_outputs_count():
+    spec = LabelSpec(outputs=("map",))
+    manifest = Manifest.of(CARD, spec, plan=CropPlan(), rendering=CARD.rendering, views=1, samples="s")
+    turned = dataclasses.replace(manifest, teacher=dataclasses.replace(manifest.teacher, channel_axes={"map": 2}))
+    assert manifest.mismatch(turned) == ("teacher.channel_axes", {"map": 0}, {"map": 2})
