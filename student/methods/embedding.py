@@ -128,8 +128,9 @@ def _sizes(settings: EmbeddingSettings, setup: Setup) -> tuple[bool, int, int]:
     known = outputs_by_name(card).get(settings.teacher_vector)
     if known is None:
         raise MethodMismatch(
-            f"embedding: teacher {card.name!r} gives no output {settings.teacher_vector!r}, it has {has(card)}. Export "
-            "it again with --embedding MODULE, or name one of these by the setting teacher_vector"
+            f"embedding: teacher {card.name!r} gives no output {settings.teacher_vector!r}, it has {has(card)}. Name "
+            "one of these by the setting teacher_vector, or export it again by a function that returns "
+            "teacherfarm.export.Teacher(embedding=MODULE, ...)"
         )
     if len(known.shape) != 1:
         raise MethodMismatch(

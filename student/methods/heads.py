@@ -18,8 +18,8 @@ def need_embedding(method: str, setup: Setup) -> int:
         )
     if found is None:
         raise MethodMismatch(
-            f"{method} needs the teacher's embedding, {card.name!r} has {has(card)}. Export it again with --embedding "
-            "MODULE, whose output then is the embedding"
+            f"{method} needs the teacher's embedding, {card.name!r} has {has(card)}. Export it again by a "
+            "function that returns teacherfarm.export.Teacher(embedding=MODULE, ...): that module's output"
         )
     if len(found.shape) != 1:
         raise MethodMismatch(

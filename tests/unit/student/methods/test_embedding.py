@@ -149,7 +149,7 @@ def test_refusals() -> None:
     def asks(card: Any, **settings: Any) -> None:
         Embedding.asks(EmbeddingSettings(**settings), make_setup(card, StudentShape(num_classes=10)))
 
-    with pytest.raises(MethodMismatch, match=r"no output 'embedding', it has layer1.*--embedding MODULE"):
+    with pytest.raises(MethodMismatch, match=r"no output 'embedding', it has layer1.*Teacher\(embedding=MODULE"):
         asks(make_card(features={"layer1": (3, 4, 4)}))
     with pytest.raises(MethodMismatch, match="--method tokens"):
         asks(make_card(activation="none", features={"embedding": (5, 7)}))
