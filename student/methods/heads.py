@@ -17,8 +17,9 @@ def need_embedding(method: str, setup: Setup) -> int:
             "its members by itself"
         )
     if found is None:
+        why = f" ({card.headless})" if card.headless else ""
         raise MethodMismatch(
-            f"{method} needs the teacher's embedding, {card.name!r} has {has(card)}. Export it again by a "
+            f"{method} needs the teacher's embedding, {card.name!r} has {has(card)}{why}. Export it again by a "
             "function that returns teacherfarm.export.Teacher(embedding=MODULE, ...): that module's output"
         )
     if len(found.shape) != 1:

@@ -37,8 +37,10 @@ def pool(maps: Tensor, height: int, width: int) -> Tensor:
 def teacher_stages(setup: Setup) -> tuple[str, ...]:
     """The teacher's stages from the first to the last: those that were named, or all that its outputs are of.
 
-    Raises MethodMismatch where it was exported without any.
+    Raises MethodMismatch where it was exported without any, or where one that was named is no map, or not there.
     """
+    for name in setup.teacher_taps:
+        _need_map(setup, name)
     if setup.teacher_taps:
         return setup.teacher_taps
     outputs = [output for output in setup.card.features if output.layout == "map" or "@" in output.name]
@@ -108,6 +110,17 @@ def lacks(setup: Setup, stage: str, tap: str) -> MethodMismatch:
         f"teacher {setup.card.name!r} gives no output {tap!r} (stage {stage!r}), it has {has(setup.card)}: "
         f"{setup.card.export_command(tap)}"
     )
+
+
+def _need_map(setup: Setup, stage: str) -> None:
+    known = outputs_by_name(setup.card)
+    if stage in known and known[stage].layout != "map":
+        kind = {"tokens": "tokens: use --method tokens, or name", "vector": "a vector: name"}[known[stage].layout]
+        raise MethodMismatch(
+            f"output {stage!r} of teacher {setup.card.name!r} is no feature map but {kind} others with --teacher-taps"
+        )
+    if not any(name == stage or name.startswith(f"{stage}@") for name in known):
+        raise lacks(setup, stage, stage)
 
 
 def _shape(output: OutputCard) -> tuple[int, int, int]:

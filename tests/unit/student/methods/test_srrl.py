@@ -86,6 +86,8 @@ def test_refuses_what_it_cannot_use():
         SRRL.asks(SETTINGS, make_setup(student=StudentShape(num_classes=10)))
     with pytest.raises(MethodMismatch, match="one vector for each crop"):
         SRRL.asks(SETTINGS, make_setup(make_card(features={"embedding": (8, 4, 4)}, has_head=False)))
+    with pytest.raises(MethodMismatch, match=r"needs the teacher's embedding, 'teacher' has layer3 \(ends otherwise\)"):
+        SRRL.asks(SETTINGS, make_setup(make_card(features={"layer3": (8, 4, 4)}, headless="ends otherwise")))
     members = tuple(EnsembleMember(name=name, source=name, height=32, width=32) for name in ("one", "other"))
     with pytest.raises(MethodMismatch, match="the ensemble 'teacher' has mean_logits: export one of its members"):
         SRRL.asks(SETTINGS, make_setup(make_card(features={"mean_logits": (10,)}, members=members)))

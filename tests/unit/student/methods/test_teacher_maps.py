@@ -15,7 +15,8 @@ FEATURES = {"embedding": (4,), "layer1": (3, 8, 8), "layer1@4x4": (3, 4, 4), "la
 def test_stages_are_named_once_in_the_cards_order_and_the_embedding_is_none() -> None:
     assert teacher_stages(make_setup(make_card(features=FEATURES))) == ("layer1", "layer2")
     assert teacher_stages(make_setup(make_card(features={**FEATURES, "embedding": (4, 2, 2)}))) == ("layer1", "layer2")
-    assert teacher_stages(make_setup(make_card(features=FEATURES), teacher_taps=("layer2", "x"))) == ("layer2", "x")
+    named = ("layer2", "layer1")
+    assert teacher_stages(make_setup(make_card(features=FEATURES), teacher_taps=named)) == named
     with pytest.raises(MethodMismatch, match=r"without feature maps, it has embedding.*--tap MODULE"):
         teacher_stages(make_setup(make_card(features={"embedding": (4,)})))
 
@@ -47,6 +48,22 @@ def test_a_map_is_averaged_here_as_the_graph_would_have() -> None:
     by_hand = values.reshape(2, 3, 2, 4, 2, 4).mean(axis=(3, 5))
     taken = pooled_map(setup, "layer1", 2, 2).take(step, torch.zeros(1, dtype=torch.float64))
     np.testing.assert_allclose(taken.numpy(), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("taps", "why"),
+    [
+        (("layer1", "embedding"), "'embedding' of teacher 'teacher' is no feature map but a vector: name others"),
+        (("norm",), "'norm' of teacher 'teacher' is no feature map but tokens: use --method tokens"),
+        (("layer1", "layer2"), "gives no output 'layer2'"),
+        (("layer",), "gives no output 'layer'"),
+    ],
+)
+def test_stages_that_are_named_must_be_maps(taps, why) -> None:
+    card = make_card(features={"embedding": (9,), "layer1@4x4": (3, 4, 4), "norm": (17, 8)})
+    assert teacher_stages(make_setup(card, teacher_taps=("layer1",))) == ("layer1",)
+    with pytest.raises(MethodMismatch, match=why):
+        teacher_stages(make_setup(card, teacher_taps=taps))
 
 
 def test_what_was_not_exported_is_named_with_the_command_that_adds_it() -> None:
