@@ -66,6 +66,11 @@ headers = st.one_of(
     st.builds(lambda value: pb.Header(slice=value), slices),
     st.builds(lambda value: pb.Header(ping=pb.Ping(taken_crops=value)), st.integers(0, 2**64 - 1)),
     st.builds(lambda value: pb.Header(get_teacher=pb.GetTeacher(name=value)), texts),
+    st.builds(
+        lambda name, first: pb.Header(get_teacher=pb.GetTeacher(name=name, head=True, head_from=first)),
+        st.one_of(st.just(""), texts),
+        st.integers(0, 2**64 - 1),
+    ),
     st.just(pb.Header(goodbye=pb.Goodbye())),
     st.just(pb.Header(welcome=pb.Welcome(wire_version=1))),
 ).map(pb.Header.SerializeToString)
