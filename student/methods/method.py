@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from teacherfarm.crops.mixing import Mix
 from teacherfarm.protos.soft_label import LabelSpec, SoftLabels
-from teacherfarm.protos.teacher_card import OutputCard, TeacherCard
+from teacherfarm.protos.teacher_card import TeacherCard
 
 
 class MethodMismatch(ValueError):
@@ -86,24 +86,6 @@ class Setup:
     crops_per_image: int = 1
     epochs: int = 1
     head: TeacherHead | None = None
-
-    def teacher_maps(self) -> tuple[OutputCard, ...]:
-        """The teacher's stages. Raises MethodMismatch where it was exported without any, or without one of these."""
-        known = {output.name: output for output in self.card.features}
-        if self.teacher_taps:
-            if unknown := [name for name in self.teacher_taps if name not in known]:
-                raise MethodMismatch(
-                    f"teacher {self.card.name!r} has no output {unknown[0]!r}, it has {', '.join(known) or 'none'}. "
-                    f"Export it again with --tap {' --tap '.join(self.teacher_taps)}"
-                )
-            return tuple(known[name] for name in self.teacher_taps)
-        maps = tuple(output for output in self.card.features if output.layout == "map" and "@" not in output.name)
-        if not maps:
-            raise MethodMismatch(
-                f"teacher {self.card.name!r} was exported without feature maps, it has "
-                f"{', '.join(known) or 'none'}. Export it again with one --tap MODULE for each stage"
-            )
-        return maps
 
     def student_maps(self) -> dict[str, tuple[int, ...]]:
         """The student's stages and their shapes [C, H, W]. Raises MethodMismatch where there are none."""
