@@ -39,12 +39,12 @@ def load_source(
     else:
         from teacherfarm.export.ensemble import load_ensemble
 
-        choices = _member_weights(source, weights, pretrained=pretrained, random=random_weights)
+        choices = member_weights(source, weights, pretrained=pretrained, random=random_weights)
         teacher = load_ensemble(source, choices, temperature=ensemble_temperature, num_classes=num_classes, size=size)
     return _with_settings(teacher, settings)
 
 
-def _member_weights(
+def member_weights(
     sources: Sequence[str | Teacher], weights: Path | Sequence[Path | None] | None, *, pretrained: bool, random: bool
 ) -> list[WeightsChoice]:
     """Whose weights each member of an ensemble gets: ``pretrained`` and ``random`` are for those that bring none."""
@@ -56,7 +56,7 @@ def _member_weights(
         )
     choices = []
     for source, file in zip(sources, files, strict=True):
-        is_bare = isinstance(source, str) and source.startswith(("torchvision:", "timm:"))
+        is_bare = isinstance(source, str) and source.startswith(("torchvision:", "timm:", "cifar:"))
         choices.append(WeightsChoice(file=file, pretrained=pretrained and is_bare, random=random and is_bare))
     return choices
 

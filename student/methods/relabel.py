@@ -18,7 +18,8 @@ from teacherfarm.student.methods.teacher_values import crop_weights, wide
 
 @dataclass(frozen=True, kw_only=True)
 class ReLabelSettings:
-    """The paper's temperature is 1, and its best ResNet-50 mixes by CutMix."""
+    """The paper's temperature is 1, and its best ResNet-50 mixes by CutMix. With --label-maps no teacher is asked; the
+    bytes are those of a teacher's own labels in their place."""
 
     mix: str = setting("none", "how the student's crops and their labels are mixed", choices=MIXES)
 

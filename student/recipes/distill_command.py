@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()
     the method that they name has settings of its own, and their files have defaults.
     """
     chosen = look_ahead(arguments)
-    _add_common_arguments(parser)
+    add_common_arguments(parser)
     asks_help = bool({"-h", "--help"} & set(arguments))
     if chosen.method or not asks_help:
         # Help without a method does not wait for torch.
@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()
             apply_config(parser, config, method, PREFIX)
 
 
-def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What it takes by any method."""
     parser.usage = "%(prog)s DATA (--teacher-address ADDRESS | --labels DIR) --student SOURCE --out FOLDER [options]"
     parser.description = DESCRIPTION
     parser.epilog = EXAMPLE

@@ -16,14 +16,15 @@ PREFIX = "method."
 """Of the settings' names among the parsed options: a method may have a setting that is called like an option."""
 
 
-def add_settings(parser: argparse.ArgumentParser, method: type[Method]) -> None:
+def add_settings(parser: argparse.ArgumentParser, method: type[Method]) -> dict[str, str]:
     """One option for each setting; those that the command line has itself are called ``--METHOD-SETTING``.
 
-    What is not given is not among the parsed options.
+    What is not given is not among the parsed options. Returns the settings' names with those of their options.
     """
     about = textwrap.fill(f"{method.about} ({method.paper})", 100, subsequent_indent="  ")
     group = parser.add_argument_group(f"settings of {method.name}", about)
     hints = typing.get_type_hints(method.Settings)
+    called = {}
     for setting in dataclasses.fields(method.Settings):
         option = setting.name.replace("_", "-")
         arguments: dict[str, Any] = {
@@ -33,9 +34,11 @@ def add_settings(parser: argparse.ArgumentParser, method: type[Method]) -> None:
             **_arguments(hints[setting.name], setting.metadata.get("choices")),
         }
         try:
-            group.add_argument(f"--{option}", **arguments)
+            added = group.add_argument(f"--{option}", **arguments)
         except argparse.ArgumentError:
-            group.add_argument(f"--{method.name}-{option}", **arguments)
+            added = group.add_argument(f"--{method.name}-{option}", **arguments)
+        called[setting.name] = added.option_strings[0]
+    return called
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:

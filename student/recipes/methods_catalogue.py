@@ -14,7 +14,8 @@ from teacherfarm.protos.crop import CropFormat, Rendering
 from teacherfarm.protos.soft_label import LABELS
 from teacherfarm.protos.teacher_card import EMBEDDING, OutputCard, TeacherCard
 from teacherfarm.student.methods.method import Method, MethodMismatch, Phase, Setup, StudentShape
-from teacherfarm.student.recipes.method_options import words
+from teacherfarm.student.recipes.distill_command import add_common_arguments
+from teacherfarm.student.recipes.method_options import add_settings, words
 from teacherfarm.student.recipes.run_config import preset_names, read_preset
 
 WIDTH = 110
@@ -22,11 +23,12 @@ WIDTH = 110
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A teacher and a student, as a method meets them. ``title``: above the column of bytes. ``typical``: a pair of
-    papers, by shapes alone.
+    """A teacher and a student, as a method meets them. ``title``: above the column of bytes; ``about``: the two by
+    name. ``typical``: a pair of papers, by shapes alone.
     """
 
     title: str
+    about: str
     setup: Setup
     typical: bool = False
 
@@ -56,8 +58,12 @@ def typical_pairs() -> list[Pair]:
     resnet18 = {"layer1": (64, 56, 56), "layer2": (128, 28, 28), "layer3": (256, 14, 14), "layer4": (512, 7, 7)}
     resnet8x4 = {"layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8)}
     return [
-        _typical("ImageNet", imagenet, resnet18, size=224, num_classes=1000, num_samples=1_281_167),
-        _typical("CIFAR-100", cifar, resnet8x4, size=32, num_classes=100, num_samples=50_000),
+        _typical(
+            "ImageNet", "ResNet-50 for ResNet-18", imagenet, resnet18, size=224, num_classes=1000, num_samples=1_281_167
+        ),
+        _typical(
+            "CIFAR-100", "ResNet-32x4 for ResNet-8x4", cifar, resnet8x4, size=32, num_classes=100, num_samples=50_000
+        ),
     ]
 
 
@@ -75,7 +81,7 @@ def pair_of(options: argparse.Namespace) -> Pair:
     taps = default_taps(options.student, student, height=size, width=size)
     shape = TappedStudent(student, taps).measure(size, size)
     setup = Setup(card=card, student=shape, num_samples=50_000, batch_size=128, crops_per_image=4, epochs=300)
-    return Pair(title="bytes/crop", setup=setup)
+    return Pair(title="bytes/crop", about=f"{card.name} for {options.student}", setup=setup)
 
 
 def table(methods: Sequence[type[Method]], pairs: Sequence[Pair]) -> str:
@@ -100,7 +106,12 @@ def table(methods: Sequence[type[Method]], pairs: Sequence[Pair]) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, "", "teacherfarm methods NAME: all about one. Bytes are of one crop's answer."])
+    about = "; ".join(f"{pair.title}: {pair.about}" if pair.typical else pair.about for pair in pairs)
+    notes = [
+        f"Bytes are of one crop's answer ({about}).",
+        "teacherfarm methods NAME: all about one.",
+    ]
+    return "\n".join([*lines, "", *notes])
 
 
 def describe(method: type[Method], pairs: Sequence[Pair]) -> str:
@@ -122,13 +133,15 @@ def describe(method: type[Method], pairs: Sequence[Pair]) -> str:
                 subsequent_indent="    ",
             )
     lines += ["", "settings (teacherfarm distill --method " + method.name + " ...)"]
+    distill = argparse.ArgumentParser()
+    add_common_arguments(distill)
+    called = add_settings(distill, method)
     for setting in dataclasses.fields(method.Settings):
         text = f"{setting.metadata['help']} (default: {words(setting.default)})"
-        name = "--" + setting.name.replace("_", "-")
         choices = setting.metadata.get("choices")
         if choices:
             text += f"; one of {', '.join(map(str, choices))}"
-        lines += textwrap.wrap(f"  {name:<24} {text}", WIDTH, subsequent_indent=" " * 27)
+        lines += textwrap.wrap(f"  {called[setting.name]:<24} {text}", WIDTH, subsequent_indent=" " * 27)
     if not dataclasses.fields(method.Settings):
         lines.append("  none")
     if method.Settings.__doc__:
@@ -139,6 +152,7 @@ def describe(method: type[Method], pairs: Sequence[Pair]) -> str:
 
 def _typical(
     title: str,
+    about: str,
     teacher: dict[str, tuple[int, int]],
     student: dict[str, tuple[int, int, int]],
     *,
@@ -169,7 +183,7 @@ def _typical(
     embedding = next(reversed(student.values()))[0]
     shape = StudentShape(num_classes=num_classes, embedding=embedding, features=student)
     setup = Setup(card=card, student=shape, num_samples=num_samples, batch_size=64, crops_per_image=4, epochs=240)
-    return Pair(title=title, setup=setup, typical=True)
+    return Pair(title=title, about=about, setup=setup, typical=True)
 
 
 def _map(name: str, shape: tuple[int, ...]) -> OutputCard:

@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", default="", metavar="NAME", help="which one (default: the only one served)")
     parser.add_argument("--api-key", metavar="KEY", help="default: the environment's TEACHERFARM_API_KEY")
     parser.add_argument(
-        "--student", default="torchvision:resnet18", metavar="SOURCE", help="for which student (with --teacher-address)"
+        "--student",
+        default="torchvision:resnet18",
+        metavar="SOURCE",
+        help="for which student (with --teacher-address; default: torchvision:resnet18)",
     )
     parser.add_argument("--student-size", type=int, metavar="PX", help="its crops' size (default: the teacher's)")
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from teacherfarm.export import Teacher, ensemble, export_teacher
 from teacherfarm.export.ensemble import Member, make_ensemble, resizing
+from teacherfarm.export.loading import member_weights
 from teacherfarm.protos.faults import GoldenMismatch
 from teacherfarm.protos.teacher_card import EnsembleMember
 from tests import tiny_teacher
@@ -159,3 +160,10 @@ def test_the_size_of_crops_can_be_chosen():
     chosen = make_ensemble(members(), size=(48, 40))
     assert (chosen.height, chosen.width) == (48, 40)
     assert chosen.module(torch.rand(2, 3, 48, 40)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:resnet18", "cifar:resnet20"])
+def test_members_by_name_take_what_the_command_says_of_weights(source):
+    drawn, own = member_weights([source, small(5)], None, pretrained=False, random=True)
+    assert drawn.random
+    assert not own.random, "a teacher that is built by a function brings its own"

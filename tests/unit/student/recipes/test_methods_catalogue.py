@@ -47,6 +47,7 @@ def test_every_method_has_a_line_and_a_page():
     lines = table([find_method(name) for name in METHODS], pairs).splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(METHODS)]] == list(METHODS)
     assert all(len(line) <= 130 for line in lines)
+    assert "(ImageNet: ResNet-50 for ResNet-18; CIFAR-100: ResNet-32x4 for ResNet-8x4)" in lines[-2]
     for name in METHODS:
         page = describe(find_method(name), pairs)
         assert page.startswith(f"{name}: ")
@@ -59,5 +60,9 @@ def test_a_page_says_what_there_is_to_know(capsys):
     assert "ImageNet: 200704 bytes a crop (layer4); besides: the teacher's classifier, once" in said
     assert "--factor" in said
     assert "presets: simkd-cifar100, simkd-imagenet" in said
+    assert cli.main(["methods", "crd"]) == 0
+    said = capsys.readouterr().out
+    assert "  --crd-seed " in said, "--seed is distill's own"
+    assert "  --seed " not in said
     assert cli.main(["methods", "simdk"]) == 2
     assert "did you mean 'simkd'" in capsys.readouterr().err
