@@ -65,5 +65,6 @@ def test_classes_of_ones_own_where_the_teacher_has_none():
     match = match_own(["bob", "eve", "ann"], ["ann", "bob", "cy"])
     assert match.numbers == (1, NO_TARGET, 0)
     assert str(match) == (
-        "2 of 3 classes of the folder matched to the training images' by name, as the teacher has none; not matched: eve"
+        "2 of 3 classes of the folder matched to the training images' by name, as the teacher has none; not matched: "
+        "eve"
     )
