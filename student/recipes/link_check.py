@@ -6,6 +6,7 @@ Measures answers and training steps of a copy; nothing of the run changes by it.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.protos.soft_label import LABELS, LabelSpec, SoftLabels
-from teacherfarm.protos.teacher_card import EMBEDDING, TeacherCard
+from teacherfarm.protos.teacher_card import TeacherCard
 from teacherfarm.student.by_reference import as_references
 from teacherfarm.student.label_pass import PendingLabels
 from teacherfarm.student.methods.method import Step
@@ -84,10 +85,10 @@ class LinkReading:
 def bare_spec(card: TeacherCard) -> LabelSpec:
     """The least that this teacher can be asked for."""
     if card.activation == "softmax":
-        return LabelSpec(outputs=(LABELS,), top_k=1)
-    if card.activation == "sigmoid" or EMBEDDING not in {output.name for output in card.features}:
+        return LabelSpec(outputs=(LABELS,), top_k=1, temperature=card.fixed_temperature or 1.0)
+    if card.activation == "sigmoid":
         return LabelSpec()
-    return LabelSpec(outputs=(EMBEDDING,))
+    return LabelSpec(outputs=(min(card.features, key=lambda output: math.prod(output.shape)).name,))
 
 
 def answers_per_s(teacher: Teacher, batches: Iterator[Crops], seconds: float) -> tuple[float, SoftLabels]:

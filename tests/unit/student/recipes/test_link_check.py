@@ -52,7 +52,10 @@ def test_a_method_is_refused_where_the_link_is_what_starves_it():
 def test_the_least_that_a_teacher_can_be_asked_for():
     assert bare_spec(make_card()) == LabelSpec(outputs=("labels",), top_k=1)
     assert bare_spec(make_card(activation="sigmoid")) == LabelSpec()
+    assert bare_spec(make_card(fixed_temperature=4.0)).resolve(make_card(fixed_temperature=4.0)).temperature == 4
     assert bare_spec(make_card(activation="none")) == LabelSpec(outputs=("embedding",))
+    maps = make_card(activation="none", features={"layer1": (8, 8, 8), "layer2": (16, 4, 4)})
+    assert bare_spec(maps) == LabelSpec(outputs=("layer2",))
 
 
 def test_pixels_are_never_the_same_and_references_always():
