@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from teacherfarm.protos.messages import FarmLoad
 from teacherfarm.student.sizing import teachers_missing, wanted_per_s
 
-NOTICEABLE = 0.02
-"""A smaller share is not worth a word of advice."""
+NOTICEABLE = 0.05
+"""A smaller share is not worth a word of advice: in a short pass the first batch alone takes as much."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,7 @@ class Stall:
         missing = teachers_missing(wanted=wanted, got=got, load=load) if load is not None else None
         if load is None or missing is None:
             faster = 1 / max(1 - self.share, 0.01)
-            return f"teacher-bound {share}: {self._waited}; teachers {faster:.1f} times as fast would feed it"
+            return f"teacher-bound {share}: {self._waited}; teachers {faster:.3g} times as fast would feed it"
         if not missing:
             return (
                 f"link-bound {share}: {self._waited} while its teachers were {_percent(load.busy)} busy; a larger "

@@ -64,8 +64,8 @@ class TeacherWatch:
             f"{labels.num_classes} classes. Likely reasons: your class numbers are in another order than "
             "the teacher's; the crops' channels are BGR where the teacher takes RGB; the crops were "
             "normalised or scaled before they became uint8; this teacher was trained for other classes. "
-            "`teacherfarm check DATA --teacher-address ...` finds out which. Silence this with "
-            "on_mismatch='ignore'"
+            "`teacherfarm check DATA --teacher-address ...` finds out which. In a loop of "
+            "your own, on_mismatch='ignore' silences this"
         )
         if self.on_mismatch == "raise":
             raise BadTeacher(message)

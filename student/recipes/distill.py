@@ -172,6 +172,8 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
             save_checkpoint(out, state(), step=steps, progress=progress, keep=options.keep)
 
         # Training, pass by pass.
+        if len(trainee.phases) > 1 and begin["pass"] < len(passes):
+            say(f"phase    {training.phase.name}")
         for number in range(begin["pass"], len(passes)):
             this = passes[number]
             if this.phase != training.number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,9 +71,9 @@ class Finishing:
             "method": trainee.method.name,
             "teacher": card.name,
             "teacher_digest": card.teacher_digest,
-            **dataclasses.asdict(result),
+            **{name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(result).items()},
         }
-        (options.out / RESULT_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+        (options.out / RESULT_FILE).write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
         curves = log.draw()
         report = write_report(
             options.out,

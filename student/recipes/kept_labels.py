@@ -186,8 +186,8 @@ class KeptLabels:
             again = "order cycle" if self.options.order == "fresh" else f"order {self.options.order}"
             say(
                 f"recorded {self.options.record}: {len(labels)} of {total} labels ({labels.manifest.views} views of "
-                f"{len(labels.index)} images); --labels {self.options.record} --{again} trains from the same ones "
-                "without a teacher"
+                f"{len(labels.index)} images); --labels {self.options.record} --{again} trains from the same ones, "
+                "which no teacher is asked for again"
             )
         return not stopped
 

@@ -77,12 +77,13 @@ class RunLog:
         """Loss, accuracy and stall over epochs, as a picture."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         FigureCanvasAgg(figure)
         losses, accuracies, speeds = figure.subplots(1, 3)
         epochs = [row.epoch for row in self.rows]
-        losses.plot(epochs, [row.loss for row in self.rows], marker=".", label="training: teacher's labels")
+        losses.plot(epochs, [row.loss for row in self.rows], marker=".", label="training: the method's")
         losses.plot(epochs, [row.val_loss for row in self.rows], marker=".", label="validation: hard labels")
         losses.set_ylabel("loss")
         accuracies.plot(epochs, [100 * row.val_top1 for row in self.rows], marker=".", label="top-1")
@@ -93,6 +94,7 @@ class RunLog:
         speeds.set_ylim(0, 100)
         for axes in (losses, accuracies, speeds):
             axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend()
         path = self.folder / CURVES_FILE

@@ -111,6 +111,9 @@ def test_a_method_makes_a_student_that_runs_alone(method, farm, data, tmp_path, 
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(method, more, farm, data, tmp_path, monkeypatch, capsys):
     assert run(farm.zmq, data, tmp_path / "undisturbed", method, *more) == 0
+    phases = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phase ")]
+    names = ["stage 1: stage1", "stage 2: stage2", "head"] if method == "sskd" else []
+    assert phases == [f"phase    {name}" for name in names]
     backward = PhaseTraining.backward
     for stop_at in (2, 5):
         left = stop_at

@@ -92,13 +92,15 @@ def test_a_farm_without_a_backend_is_named():
 def test_without_a_word_from_the_farm_only_the_speed_is_known():
     BOUND.load = None
     assert BOUND.report() == (
-        "teacher-bound 18 %: waited 18.0 of 100.0 s for labels; teachers 1.2 times as fast would feed it"
+        "teacher-bound 18 %: waited 18.0 of 100.0 s for labels; teachers 1.22 times as fast would feed it"
     )
 
 
 def test_other_bounds():
     assert Stall(total_s=100, labels_s=1, batches_s=40).report().startswith("loader-bound 40 %")
     assert Stall(total_s=100, labels_s=1, batches_s=2).report().startswith("student-bound")
+    assert Stall(total_s=100, labels_s=4).report() == "student-bound: waited 4.0 of 100.0 s for labels (4.0 %)"
+    assert "teachers 1.05 times as fast" in Stall(total_s=100, labels_s=5).report()
     assert Stall().share == 0
     both = Stall(total_s=100, labels_s=18, load=FULL) + Stall(total_s=100, labels_s=18)
     assert (both.share, both.load) == (0.18, FULL)

@@ -71,6 +71,8 @@ def test_a_student_of_vectors_is_judged_by_neighbours_among_people_never_seen(mo
     )
     assert result["crops"] == 8
     assert 0 <= result["top1"] <= result["top5"] <= 1
+    assert "NaN" not in (tmp_path / "out" / "result.json").read_text(), "which is no JSON"
+    assert result["loss"] is None
     assert "nearest neighbour of its class" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nearest neighbour of its class" in page
