@@ -48,8 +48,11 @@ def line_chart(
     from_zero: bool = False,
     levels: Sequence[tuple[str, float]] = (),
     x_label: str = "epochs",
+    x_places: Sequence[float] = (),
 ) -> str:
-    """A figure of curves over ``xs``; "" where no value is a number. ``levels``: named horizontal lines."""
+    """A figure of curves over ``xs``; "" where no value is a number. ``levels``: named horizontal lines. ``x_places``:
+    those that are written below it (default: some of ``xs``).
+    """
     levels = [(name, level) for name, level in levels if math.isfinite(level)]
     numbers = [value for one in series for value in one.values if math.isfinite(value)]
     if not numbers:
@@ -58,7 +61,7 @@ def line_chart(
     # A single place lies in the middle.
     margin = 0.0 if len(set(xs)) > 1 else 0.5
     axes = Axes(x=(min(xs) - margin, max(xs) + margin), y=(ticks[0], ticks[-1]))
-    parts = [_grid(axes, ticks, x_ticks(xs), x_label, unit)]
+    parts = [_grid(axes, ticks, x_places or x_ticks(xs), x_label, unit)]
     for name, level in levels:
         (x0, y0), (x1, _) = axes.at(axes.x[0], level), axes.at(axes.x[1], level)
         parts.append(f'<line class="level" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}" stroke="var(--c6)">')
@@ -98,7 +101,8 @@ def confidences(title: str, models: Sequence[tuple[str, NDArray[np.float64], int
     """How many of the answers are how sure; ``models`` as in :func:`reliability`."""
     middles = [100 * (index + 0.5) / BINS for index in range(BINS)]
     series = [Series(name=name, values=list(100 * bins[0] / bins[0].sum()), colour=c) for name, bins, c in models]
-    return line_chart(title, middles, series, unit=" %", from_zero=True, x_label="confidence, %")
+    places = [20.0, 40.0, 60.0, 80.0]
+    return line_chart(title, middles, series, unit=" %", from_zero=True, x_label="confidence, %", x_places=places)
 
 
 def figure(title: str, svg: str, keys: str = "") -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from teacherfarm.student.accounts import ClientStats
 from teacherfarm.student.evaluation import Evaluation
 from teacherfarm.student.recipes.report import ReportData, write_report
-from teacherfarm.student.recipes.report_charts import Series, line_chart, nice_ticks, reliability
+from teacherfarm.student.recipes.report_charts import Series, confidences, line_chart, nice_ticks, reliability
 from teacherfarm.student.recipes.run_log import PassRow
 from teacherfarm.student.tally import Tally
 from tests.unit.student.fake_teacher import make_labels
@@ -222,6 +222,8 @@ def test_reliability_is_right_over_sure():
     svg = reliability("title", [("student", bins, 0)])
     assert "95.0 % sure, 80.0 % right (10 crops)" in svg
     assert len(points(svg)["student"]) == 1
+    below = re.findall(r'text-anchor="middle">([^<]+)<', confidences("title", [("student", bins, 0)]))
+    assert below == ["20", "40", "60", "80", "confidence, %"]
 
 
 @pytest.mark.parametrize(
