@@ -93,8 +93,8 @@ class DistillTeachers:
                 yield teacher
 
     def count_anew(self) -> None:
-        """What was asked so far was no training: :meth:`stats` begin here."""
-        self._uncounted = self._counted()
+        """What was asked so far was no training: :meth:`stats` begin here, but for the sessions, which go on."""
+        self._uncounted = self._counted() | {"sessions": 0}
 
     def stats(self, ranks: Ranks) -> ClientStats | None:
         """What all clients of all ranks, which ask together, have counted, of their integers; None where nobody did."""

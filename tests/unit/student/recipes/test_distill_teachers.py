@@ -22,7 +22,7 @@ class Connected(PatternTeacher):
     def __init__(self, spec, digest):
         super().__init__(spec=spec)
         self.digest, self.closed = digest, False
-        self.stats = ClientStats(crops_asked=3, bytes_sent=5)
+        self.stats = ClientStats(crops_asked=3, bytes_sent=5, sessions=1)
 
     def close(self):
         assert not self.closed
@@ -104,5 +104,6 @@ def test_what_was_asked_before_training_does_not_count(teachers):
         teachers.asked(LabelSpec())
         teachers.count_anew()
         assert counted(teachers) == (0, 0)
+        assert teachers.stats(ONE_RANK).sessions == 2, "they go on: the card's and this one"
         teachers.asked(LabelSpec(outputs=("labels",), top_k=2))
         assert counted(teachers) == (3, 5)
