@@ -33,7 +33,7 @@ def log_probabilities(step: Step, like: Tensor) -> Tensor:
     if labels.is_top_k:
         raise MethodMismatch(
             f"this method needs the whole distribution, the labels hold its top {labels.spec.top_k} classes: stream or "
-            "record dense labels, LabelSpec()"
+            "record dense ones (teacherfarm label --dense; in code LabelSpec())"
         )
     if like.shape != (len(labels), labels.num_classes):
         raise MethodMismatch(

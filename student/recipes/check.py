@@ -56,7 +56,7 @@ def check(options: argparse.Namespace, teacher: TeacherClient) -> int:
         raise ValueError(f"teacher {card.name!r} names no most probable class ({card.activation}): nothing to compare")
     val = _images(options, options.val_folder, "--val-folder", card)
     size = f"{card.rendering.height}x{card.rendering.width} {card.rendering.interpolation}"
-    print(f"teacher  {card.name}: {card.num_classes} classes, {size}, digest {card.teacher_digest[:12]}")
+    print(f"teacher  {card.name}: {card.num_classes or 'no'} classes, {size}, digest {card.teacher_digest[:12]}")
     print(f"classes  {val.match}")
 
     # As it would be evaluated: one centre crop of each image.

@@ -99,7 +99,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
         teachers.references = data.references() if kept.asks and options.by_reference else None
         method = find_method(options.method)
         settings = make_settings(method, kept.decided_for(method, card) | given_settings(options))
-        say(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12] or 'unknown'}")
+        say(f"teacher  {card.name}: {card.num_classes or 'no'} classes, digest {card.teacher_digest[:12] or 'unknown'}")
         if kept.recorded is not None:
             say(f"labels   {kept}")
         say(f"data     {len(data.train)} images to train on, {len(data.val)} to evaluate; {data.train.match}")
@@ -156,6 +156,7 @@ def distill(kept: KeptLabels, ranks: Ranks, connect: Callable[..., Any]) -> int:
             load_checkpoint(checkpoint, state())
             say(f"going on from {checkpoint.name}, step {steps}")
         elif kept.asks and kept.recorded is None and options.measure_link:
+            say(f"link     measuring answers for {options.measure_link:g} s, and some steps of the student")
             say(f"link     {measure_link(options, data, teachers, training, ranks)}")
             teachers.count_anew()
         epochs_done = first.epoch if begin["pass"] < len(passes) else options.epochs

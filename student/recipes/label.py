@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
     job, part = Job.of(options), Part.parse(options.part)
     with open_labelling(job) as labelling:
         card, samples = labelling.teacher.card, part.of(len(labelling.source))
-        print(f"teacher  {card.name}: {card.num_classes} classes, digest {card.teacher_digest[:12]}")
+        print(f"teacher  {card.name}: {card.num_classes or 'no'} classes, digest {card.teacher_digest[:12]}")
         print(f"data     {labelling.source.where}: {len(samples)} of {len(labelling.source)} images, {job.views} views")
         todo = labelling.todo(samples)
         due, before = len(todo.samples) * job.views, todo.count()

@@ -36,7 +36,7 @@ def test_dense_labels_are_log_probabilities():
 
 def test_top_k_labels_are_too_coarse():
     step = make_step(N, CARD, LabelSpec(top_k=5))
-    with pytest.raises(MethodMismatch, match=r"top 5 classes: stream or record dense labels, LabelSpec\(\)"):
+    with pytest.raises(MethodMismatch, match=r"top 5 classes: stream or record dense ones \(teacherfarm label --dense"):
         log_probabilities(step, make_outputs(SETUP, N).logits)
 
 
