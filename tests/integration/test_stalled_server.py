@@ -17,7 +17,7 @@ from teacherfarm.student.labelled_loader import LabelledLoader
 from tests.farm_process import wait_for
 from tests.scripted_farm import HANGS, asking_for, make_crops, right_classes
 
-IMPATIENT = Timeouts(answer_s=0.4)
+IMPATIENT = Timeouts(answer_s=1.5)
 
 
 @pytest.fixture
