@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.teacher_maps import (
     find_map,

@@ -13,10 +13,10 @@ from torch.nn import functional
 from teacherfarm.protos.teacher_card import EMBEDDING
 from teacherfarm.student.losses import NO_TARGET
 from teacherfarm.student.methods.across_ranks import gather_rows
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
 from teacherfarm.student.methods.embedding_memory import EmbeddingMemory, draw_other_classes
 from teacherfarm.student.methods.heads import need_embedding, need_student_embedding
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.teacher_values import crop_weights, feature, weighted_mean, wide
 

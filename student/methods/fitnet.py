@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.needs import need_several_values
 from teacherfarm.student.methods.teacher_maps import (

@@ -38,12 +38,16 @@ class KD(Method):
         return Asks(spec=LabelSpec() if settings.soft_weight else None, targets=settings.hard_weight > 0)
 
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
-        settings = self.settings
-        parts = {}
-        if settings.soft_weight:
-            assert step.labels is not None
-            soft = kd_divergence(outputs.logits, step.labels, settings.temperature, t_squared=True)
-            parts["kd"] = settings.soft_weight * soft
-        if settings.hard_weight:
-            parts["ce"] = settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
-        return parts
+        return logit_terms(self.settings, outputs, step)
+
+
+def logit_terms(settings: KDSettings, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
+    """The parts "kd" and "ce", each where it counts."""
+    parts = {}
+    if settings.soft_weight:
+        assert step.labels is not None
+        soft = kd_divergence(outputs.logits, step.labels, settings.temperature, t_squared=True)
+        parts["kd"] = settings.soft_weight * soft
+    if settings.hard_weight:
+        parts["ce"] = settings.hard_weight * hard_cross_entropy(outputs.logits, step.targets)
+    return parts

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teacherfarm.student.methods.across_ranks import gather_rows
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, MethodMismatch, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.teacher_maps import TeacherMap, pool, teacher_stages, whole_map
 from teacherfarm.student.methods.teacher_values import crop_weights, feature, weighted_mean, wide

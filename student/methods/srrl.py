@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from teacherfarm.protos.teacher_card import EMBEDDING
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
 from teacherfarm.student.methods.heads import need_embedding, need_head, need_student_embedding, take_head
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.needs import need_several_values
 from teacherfarm.student.methods.teacher_values import feature, weighted_mean, wide

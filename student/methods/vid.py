@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import Asks, Method, Setup, Step, StudentOutputs, setting
 from teacherfarm.student.methods.teacher_maps import TeacherMap, paired_stages, pool, pooled_map
 from teacherfarm.student.methods.teacher_values import weighted_mean, wide

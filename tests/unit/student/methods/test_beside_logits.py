@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from teacherfarm.protos.soft_label import LABELS
-from teacherfarm.student.methods.beside_logits import asks_beside_logits, logit_terms
-from teacherfarm.student.methods.kd import KDSettings
+from teacherfarm.student.methods.beside_logits import asks_beside_logits
+from teacherfarm.student.methods.kd import KDSettings, logit_terms
 from teacherfarm.student.methods.method import MethodMismatch, StudentShape
 from tests.methods import make_card, make_outputs, make_setup, make_step
 
