@@ -33,7 +33,7 @@ class Echo:
         self.heard: list[tuple[int, bytes]] = []
         self.refused: list[BadMessage] = []
         self.finished = self.greeted = False
-        self.last_heard_s = 0.0
+        self.last_heard_s = time.monotonic()
         self.closed = 0
         self.mute = False
 
