@@ -8,7 +8,7 @@ import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-TEST_S = 90.0
+TEST_S = 30.0
 
 
 def on_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -6,6 +6,7 @@ Knows soft labels and tensors; nothing of clients, loaders and optimisers.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -165,7 +166,7 @@ class NoSettings:
     """For methods that have none."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A distillation method for one teacher and one student. Its parameters and buffers are trained, checkpointed and
     moved with the student's.
 
@@ -187,9 +188,9 @@ class Method(nn.Module):
         self.setup = setup
 
     @classmethod
+    @abstractmethod
     def asks(cls, settings: Any, setup: Setup) -> Asks:
         """What it asks for (of the first phase). Raises MethodMismatch where teacher, student or batch do not fit."""
-        raise NotImplementedError
 
     @classmethod
     def phases(cls, settings: Any, setup: Setup) -> tuple[Phase, ...]:
@@ -202,9 +203,9 @@ class Method(nn.Module):
     def keep_frozen(self, student: nn.Module) -> None:
         """Put what is frozen back into eval mode; called after each ``train()``."""
 
+    @abstractmethod
     def loss(self, outputs: StudentOutputs, step: Step) -> dict[str, Tensor]:
         """The parts of the loss by name, weighted already: their sum is what is minimised."""
-        raise NotImplementedError
 
     @property
     def gives_classes(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from teacherfarm.student.methods.student_taps import shown
 
 
-class OfTap(nn.Module):
+class OfTap(nn.Module, ABC):
     """Pixels -> what :meth:`finish` makes of the student's module ``tap``; what comes after that is not used."""
 
     def __init__(self, student: nn.Module, tap: str) -> None:
@@ -19,9 +20,9 @@ class OfTap(nn.Module):
         # No closure: a copy's hook must keep for the copy.
         student.get_submodule(tap).register_forward_hook(self._keep)
 
+    @abstractmethod
     def finish(self, values: Tensor) -> Tensor:
         """What is returned, of the tap's values: maps [N, C, H, W] or tokens [N, T, D]."""
-        raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:
         self._found.clear()

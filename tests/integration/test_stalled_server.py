@@ -32,7 +32,7 @@ def test_raise_names_what_starved_and_goes_on(wire, farm):
         good = make_crops(4, seed=2)
         assert (teacher.label(good).top1 == right_classes(good, 10)).all()
         with pytest.raises(
-            Starved, match=r"4 of 4 crops got no labels for \d\.\d s from (zmq|grpc)://.*on_starved='skip'"
+            Starved, match=r"4 of 4 crops got no labels for 1\.\d s from (zmq|grpc)://.*on_starved='skip'"
         ):
             hanging.result(10)
         assert (teacher.label(good).top1 == right_classes(good, 10)).all()
