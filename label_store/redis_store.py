@@ -31,13 +31,17 @@ WRITE_EVERY_S = 0.02
 TIMEOUT_S = 0.25
 CONNECT_S = 2.0
 CONNECTIONS = 8
+# In how many parts the patience with Redis is spent: this process standing still costs one of them at most.
+PATIENCE_PARTS = 5
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 TOLD_AGAIN_S = 60.0
 LOST = (RedisError, OSError, TimeoutError)
 
 
 class RedisStore:
-    """``url``: redis://[:PASSWORD@]HOST:PORT/DB, or rediss:// by TLS. Raises ValueError for what is no such address."""
+    """``url``: redis://[:PASSWORD@]HOST:PORT/DB, or rediss:// by TLS. ``timeout_s``: what takes longer is asked of the
+    teacher. Raises ValueError for what is no such address.
+    """
 
     def __init__(
         self,
@@ -135,12 +139,13 @@ class RedisStore:
         self._requests.add(request)
         request.add_done_callback(self._forget)
         try:
-            done, _ = await asyncio.wait({request}, timeout=self._timeout_s)
+            for _ in range(PATIENCE_PARTS):
+                done, _ = await asyncio.wait({request}, timeout=self._timeout_s / PATIENCE_PARTS)
+                if done:
+                    return request.result()
         finally:
             request.cancel()
-        if not done:
-            raise TimeoutError
-        return request.result()
+        raise TimeoutError
 
     def _forget(self, request: asyncio.Future[Any]) -> None:
         self._requests.discard(request)

@@ -273,7 +273,7 @@ def _label_store(settings: ServerSettings) -> LabelStore | None:
         from teacherfarm.label_store.redis_store import RedisStore
     except ModuleNotFoundError as error:
         raise ValueError(f"--store {kind}:// {WITHOUT_REDIS}") from error
-    return ReadThrough(memory, RedisStore(settings.store, most_age_s=most_age_s))
+    return ReadThrough(memory, RedisStore(settings.store, most_age_s=most_age_s, timeout_s=settings.store_timeout_s))
 
 
 def _tls(settings: ServerSettings) -> ServerTls | None:

@@ -20,6 +20,7 @@ LIST = "tuple[str, ...]"
 TOML_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), LIST: (list,)}
 SMALLEST_STORE_GB = 0.02
 MOST_STORE_DAYS = 36_500
+MOST_STORE_TIMEOUT_S = 60
 
 
 def _setting(default: Any, about: str) -> Any:
@@ -89,6 +90,9 @@ class ServerSettings:
     )
     store_max_gb: float = _setting(20.0, "disk for kept labels (lmdb): the oldest are dropped; Redis has its maxmemory")
     store_max_days: float = _setting(30.0, "how long labels are kept (lmdb, redis)")
+    store_timeout_s: float = _setting(
+        0.25, "how long Redis may take to find a kept label; after it the teacher computes, until Redis answers again"
+    )
     dataset: tuple[str, ...] = _setting(
         (),
         "NAME=PATH of a data set (class folders, tar or Parquet files) that students may name crops of instead of "
@@ -159,6 +163,10 @@ class ServerSettings:
         if not 0 < self.store_max_days <= MOST_STORE_DAYS:
             raise ValueError(
                 f"store_max_days must be more than 0 and at most {MOST_STORE_DAYS}, got {self.store_max_days}"
+            )
+        if not 0 < self.store_timeout_s <= MOST_STORE_TIMEOUT_S:
+            raise ValueError(
+                f"store_timeout_s must be more than 0 and at most {MOST_STORE_TIMEOUT_S}, got {self.store_timeout_s}"
             )
 
     def _check_security(self) -> None:

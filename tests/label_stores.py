@@ -16,6 +16,8 @@ from tests.redis_server import RedisServer
 
 KINDS = ("memory", "lmdb", "redis", "memory over lmdb", "memory over redis")
 MEMORY_BYTES = 1 << 20
+# What a store finds is tested here, not how soon: the machine may be busy.
+PATIENT_S = 20.0
 SCOPE = StoreScope(project="p", artifact_digest="ab" * 32, record=("labels",), record_bytes=20, crops="raw")
 
 
@@ -25,7 +27,7 @@ async def running_store(kind: str, folder: Path) -> AsyncIterator[LabelStore]:
     over = kind.startswith("memory over")
     if kind.endswith("redis"):
         with RedisServer(folder) as redis:
-            async with _started(RedisStore(redis.url, most_age_s=3600), over) as store:
+            async with _started(RedisStore(redis.url, most_age_s=3600, timeout_s=PATIENT_S), over) as store:
                 yield store
         return
     below = MemoryStore(MEMORY_BYTES) if kind == "memory" else lmdb_store(folder / "labels")

@@ -93,7 +93,7 @@ def kept(folder, crops):
 def test_an_epoch_that_comes_again_costs_the_teacher_nothing(start_scripted, tmp_path, store, wire):
     with RedisServer(tmp_path) as redis:
         place = {"memory": "memory", "lmdb": f"lmdb:{tmp_path / 'labels'}", "redis": redis.url}[store]
-        farm = start_scripted("--store", place)
+        farm = start_scripted("--store", place, "--store-timeout-s", "20")
         crops = make_crops(128, 1)
         for restarted in (False, True):
             if restarted and store != "memory":
@@ -113,7 +113,7 @@ def test_an_epoch_that_comes_again_costs_the_teacher_nothing(start_scripted, tmp
 
 def test_redis_may_go_and_come_back_and_students_notice_nothing(start_scripted, tmp_path):
     with RedisServer(tmp_path) as redis:
-        farm = start_scripted("--store", redis.url, "--store-memory-mb", "1")
+        farm = start_scripted("--store", redis.url, "--store-memory-mb", "1", "--store-timeout-s", "2")
         student = Student(farm.zmq)
         student.start()
         wait_for(lambda: written(farm, "redis") > 100)

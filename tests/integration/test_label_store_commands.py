@@ -12,7 +12,7 @@ import pytest
 from teacherfarm import cli
 from teacherfarm.label_store.lmdb_segment import segment_paths
 from teacherfarm.label_store.redis_store import RedisStore
-from tests.label_stores import SCOPE, lmdb_store, written
+from tests.label_stores import PATIENT_S, SCOPE, lmdb_store, written
 from tests.on_loop import on_loop
 from tests.redis_server import RedisServer
 
@@ -28,7 +28,7 @@ async def filled(kind, folder):
     """A store that is open: 60 labels of project p, 30 of another, 10 shared; and its place."""
     if kind == "redis":
         with RedisServer(folder) as redis:
-            store = RedisStore(redis.url, most_age_s=3600)
+            store = RedisStore(redis.url, most_age_s=3600, timeout_s=PATIENT_S)
             async with _filled(store):
                 yield store, redis.url
     else:
