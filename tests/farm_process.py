@@ -19,6 +19,8 @@ from typing import Self
 
 import psutil
 
+from tests.standstill import stand_still
+
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
 END_S = 30.0
@@ -126,6 +128,15 @@ class FarmProcess:
         """Send a signal to this one process."""
         assert self.process is not None, "not running"
         self.process.send_signal(number)
+
+    def pause(self) -> None:
+        """Let it stand still, its connections open."""
+        assert self.process is not None, "not running"
+        stand_still(self.process)
+
+    def resume(self) -> None:
+        """Let it go on after :meth:`pause`."""
+        self.signal(signal.SIGCONT)
 
     def terminate(self) -> int:
         """SIGTERM, and its exit code once it ended."""

@@ -11,6 +11,7 @@ from typing import Self
 
 from tests.farm_process import wait_for
 from tests.real_parts import absent
+from tests.standstill import stand_still
 
 PROGRAM = "redis-server"
 START_S = 20.0
@@ -51,7 +52,7 @@ class RedisServer:
     def freeze(self) -> None:
         """It keeps its connections and answers nobody."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        stand_still(self.process)
 
     def thaw(self) -> None:
         assert self.process is not None

@@ -19,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from tests.standstill import stand_still
 from tools.triton_environment import TritonInstallation, find_triton
 
 START_S = 60.0
@@ -131,7 +132,8 @@ class TritonServer:
 
     def pause(self) -> None:
         """Stop its process, connections and all: what a partition looks like."""
-        self.signal(signal.SIGSTOP)
+        assert self.process is not None, "not running"
+        stand_still(self.process)
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""

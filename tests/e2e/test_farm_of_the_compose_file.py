@@ -19,6 +19,7 @@ from teacherfarm.protos.faults import Unauthenticated
 from tests.e2e.conftest import CROPS, PROJECTS, Farm
 from tests.e2e.local_engine import wait_until
 from tests.farm_process import wait_for
+from tests.standstill import stand_still
 
 STARTED = ("triton-cpu", "gateway", "redis", "prometheus")
 ROWS = 32
@@ -98,7 +99,7 @@ def test_health_checks_tell_a_stopped_service(farm, service):
     check = dataclasses.replace(farm.engine.compose.services[service].health, timeout_s=2.0)
     container = farm.engine.container(service)
     wait_until(lambda: container.healthy(check), SOON_S, container.log)
-    container.process.send_signal(signal.SIGSTOP)
+    stand_still(container.process)
     try:
         assert not container.healthy(check)
     finally:

@@ -290,7 +290,7 @@ def test_a_stalled_server_starves_references_as_it_does_pixels(wire, start_farm,
     impatient = Timeouts(answer_s=0.5)
     address = getattr(farm, wire)
     with TeacherClient(address, by_reference=how, timeouts=impatient, on_starved="skip", window=128) as teacher:
-        farm.signal(signal.SIGSTOP)
+        farm.pause()
         try:
             futures = [teacher.submit(named[first : first + 64]) for first in (0, 64)]
             assert teacher.room() == 0
@@ -299,7 +299,7 @@ def test_a_stalled_server_starves_references_as_it_does_pixels(wire, start_farm,
             # The server allowed 64: no more left this side.
             assert teacher.stats.bytes_sent <= 20 * 64
         finally:
-            farm.signal(signal.SIGCONT)
+            farm.resume()
         wait_for(lambda: teacher.label(named[:64]).weight.all(), 20)
         assert teacher.label(named[:64]).records.tobytes() == right_records[:64].tobytes()
 

@@ -21,6 +21,7 @@ from teacherfarm.student.recipes import distill as recipe
 from teacherfarm.student.recipes.finished import load_student
 from teacherfarm.student.recipes.phase_training import PhaseTraining
 from tests.farm_process import ROOT, FarmProcess
+from tests.long_runs import HUNG_S, long_run
 from tests.methods import TAPS
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
@@ -156,6 +157,7 @@ def test_a_run_begins_with_the_weights_of_another(farm, data, tmp_path, capsys):
     assert "no weights of tests.integration.test_distill_methods:make_student" in capsys.readouterr().err
 
 
+@long_run
 @pytest.mark.parametrize(
     ("method", "more"), [("simkd", ["--accumulate", 2, "--ema", 0.9]), ("crd", []), ("sskd", ["--amp", "bf16"])]
 )
@@ -168,7 +170,7 @@ def test_two_processes_train_together(method, more, farm, data, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 3/3  loss") == 1

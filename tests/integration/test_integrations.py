@@ -14,8 +14,11 @@ from teacherfarm.student import TeacherClient
 from teacherfarm.student.integrations.distillation import IMAGENET_MEAN, IMAGENET_STD
 from teacherfarm.student.recipes.finished import load_student
 from tests.farm_process import ROOT
+from tests.long_runs import HUNG_S, long_run
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
+
+pytestmark = long_run
 
 STUDENT = "tests.unit.student.pattern_teacher:make_student"
 BATCH, PER_CLASS, EPOCHS = 4, 4, 2
@@ -38,7 +41,13 @@ def run(folder, name, images, farm, *options, processes=2, watch="watch"):
     command += ["--workers", 1, "--out", folder / "out", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=110
+        list(map(str, command)),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [np.load(folder / watch / f"{rank}.npz") for rank in range(processes)], done.stdout + done.stderr

@@ -20,6 +20,7 @@ from teacherfarm.student import TeacherClient
 from teacherfarm.student.crop_dataset import CropDataset
 from teacherfarm.student.recipes import label
 from tests.farm_process import ROOT, FarmProcess, wait_for
+from tests.long_runs import HUNG_S, long_run
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
 
@@ -140,6 +141,7 @@ def test_parts_make_a_whole_and_the_last_one_seals(data, tiny_farm, right, tmp_p
     assert capsys.readouterr().out.count("other parts") == 1  # of the last one there are none
 
 
+@long_run
 def test_ray_spreads_it_over_actors(data, tiny_farm, right, tmp_path):
     arguments = ["label", data, "--teacher-address", tiny_farm.zmq, "--out", tmp_path / "labels", "--top-k", 3]
     more = ["--views", VIEWS, "--engine", "ray", "--workers", 2]
@@ -149,7 +151,7 @@ def test_ray_spreads_it_over_actors(data, tiny_farm, right, tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stderr
     assert "labels   150 of 150" in done.stdout

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from teacherfarm.student import TeacherClient, Timeouts
 from teacherfarm.student.labelled_loader import LabelledLoader
 from teacherfarm.student.losses import soft_cross_entropy
 from tests.farm_process import ROOT, wait_for
+from tests.long_runs import HUNG_S, long_run
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
 
@@ -94,7 +94,7 @@ def test_ranks_finish_together_when_one_of_them_starves(tiny_farm, start_farm, t
     farm = start_farm()
     ranks = run_ranks([tiny_farm.zmq, farm.zmq], tmp_path, tiny_crops[:160], pauses=True)
     wait_for((tmp_path / "ready-for-silence").exists, timeout_s=60)
-    farm.signal(signal.SIGSTOP)
+    farm.pause()
     (tmp_path / "silent").touch()
     fed, starved = ended(ranks, tmp_path)
     assert len(fed["samples"]) == len(starved["samples"]) == 80
@@ -113,6 +113,7 @@ def images(tmp_path_factory):
     return folder
 
 
+@long_run
 def test_distill_under_torchrun(tiny_farm, images, tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     distill = ["-m", "teacherfarm.cli", "distill", images, "--teacher-address", tiny_farm.grpc, "--out", tmp_path]
@@ -124,7 +125,7 @@ def test_distill_under_torchrun(tiny_farm, images, tmp_path: Path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2  loss") == 1  # one rank speaks

@@ -15,6 +15,7 @@ from teacherfarm.label_store.recorded_labels import RecordedLabels
 from teacherfarm.student.recipes import distill
 from teacherfarm.student.recipes.phase_training import PhaseTraining
 from tests.farm_process import ROOT
+from tests.long_runs import HUNG_S, long_run
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
 
@@ -129,13 +130,13 @@ def torchrun(data, out, *more):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.timeout(240)
+@long_run
 def test_two_ranks_record_one_directory_and_replay_it(data, tiny_farm, tmp_path):
     labels = tmp_path / "labels"
     said = torchrun(data, tmp_path / "1", "--teacher-address", tiny_farm.grpc, "--record", labels)

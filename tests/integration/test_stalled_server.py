@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import threading
 import weakref
 
@@ -62,11 +61,11 @@ def test_skip_keeps_shape_and_steps_with_weight_0(wire, farm):
 def test_wait_waits_says_so_and_gets_every_label(wire, farm, caplog):
     batches = [make_crops(12, seed) for seed in range(6)]
     with TeacherClient(getattr(farm, wire), timeouts=IMPATIENT) as teacher, caplog.at_level(logging.WARNING):
-        farm.signal(signal.SIGSTOP)
+        farm.pause()
         answers = [teacher.submit(crops) for crops in batches]
         wait_for(lambda: "still waiting" in caplog.text)
         assert not any(answer.done() for answer in answers)
-        farm.signal(signal.SIGCONT)
+        farm.resume()
         for crops, answer in zip(batches, answers, strict=True):
             assert (answer.result(20).top1 == right_classes(crops, 10)).all()
         assert teacher.stats.sessions == 1
@@ -75,7 +74,7 @@ def test_wait_waits_says_so_and_gets_every_label(wire, farm, caplog):
 def test_submitting_waits_for_room_while_the_server_stalls(wire, farm):
     window = 64
     with TeacherClient(getattr(farm, wire), window=window) as teacher:
-        farm.signal(signal.SIGSTOP)
+        farm.pause()
         answers = []
         submitting = threading.Thread(
             target=lambda: answers.extend(teacher.submit(make_crops(16, seed)) for seed in range(8)), daemon=True
@@ -85,7 +84,7 @@ def test_submitting_waits_for_room_while_the_server_stalls(wire, farm):
         wait_for(lambda: teacher._room_changed._waiters and teacher.stats.crops_asked >= window)
         assert (teacher.stats.crops_asked, teacher.room()) == (window, 0)
         assert submitting.is_alive()
-        farm.signal(signal.SIGCONT)
+        farm.resume()
         for number in range(8):
             wait_for(lambda number=number: len(answers) > number)
             answers[number].result(20)
@@ -101,7 +100,7 @@ def test_a_starving_student_holds_no_more_than_its_window(wire, farm):
         getattr(farm, wire), window=window, timeouts=Timeouts(answer_s=0.05), on_starved="skip"
     ) as teacher:
         teacher.label(make_crops(4, seed=0))
-        farm.signal(signal.SIGSTOP)
+        farm.pause()
 
         def crops():
             for seed in range(rounds):
@@ -116,7 +115,7 @@ def test_a_starving_student_holds_no_more_than_its_window(wire, farm):
         # What was sent stays until the session ends, since the server may still answer it; the last few may not be
         # forgotten yet.
         assert held * batch <= window + 3 * batch, f"{held} batches are still in memory"
-        farm.signal(signal.SIGCONT)
+        farm.resume()
         good = make_crops(4, seed=99)
 
         def served_again():

@@ -14,6 +14,7 @@ from tests.farm_process import wait_for
 from tests.integration.some_student import SomeStudent
 from tests.raw_student import hello, raw_student, slice_header
 from tests.scripted_farm import make_crops, right_classes
+from tests.standstill import stand_still
 
 SIZE, CLASSES = 112, 20_000
 CROP_BYTES, LABEL_BYTES = SIZE * SIZE * 3, CLASSES * 2
@@ -69,7 +70,7 @@ def test_a_student_that_is_stopped_gets_everything_later(wire, farm):
         check_healthy(healthy)
         before = farm.rss_bytes()
         with SomeStudent(getattr(farm, wire), num_batches=60, size=SIZE, num_classes=CLASSES) as student:
-            student.process.send_signal(signal.SIGSTOP)
+            stand_still(student.process)
             check_healthy(healthy, 20)
             grown = farm.rss_bytes() - before
             assert grown < MOST_GROWTH, f"grew by {grown / MIB:.0f} MiB"

@@ -1,0 +1,8 @@
+"""Commands that start several processes, each with torch: on a busy machine they are slow, and only slow."""
+
+import pytest
+
+HUNG_S = 270.0
+"""After this a command counts as hung; how fast it is, is measured in bench."""
+
+long_run = pytest.mark.timeout(HUNG_S + 30)
