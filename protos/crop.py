@@ -58,16 +58,6 @@ class CropBox:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropRef:
-    """A crop by reference: the ``view``-th crop of a sample by the crop plan, or an explicit box."""
-
-    dataset: str
-    sample: str
-    view: int = 0
-    box: CropBox | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class CropFormat:
     """What the pixels of one session's crops look like; fixed at Hello. Raw pixels are NHWC."""
 
@@ -172,8 +162,9 @@ def pixel_keys(pixels: NDArray[Any]) -> bytes:
 
 
 def content_keys(contents: Sequence[str], boxes: NDArray[np.void], rendering: Rendering) -> bytes:
-    """What :func:`reference_keys` makes of samples that are named by nothing but their content's digest.
+    """Crop keys of crops named by their sample's content and their box in one rendering, joined; no pixel is read.
 
+    ``contents``: the digest of each crop's sample, "" for one that cannot be read.
     ``boxes``: records of top, left, height, width (unsigned 32 bits, little-endian) and flip, 17 bytes each.
     """
     import xxhash
@@ -184,19 +175,6 @@ def content_keys(contents: Sequence[str], boxes: NDArray[np.void], rendering: Re
         digest(b"\0%b\0%b%b" % (content.encode(), places[row * size : row * size + size], tail))
         for row, content in enumerate(contents)
     ]
-    return b"".join(keys)
-
-
-def reference_keys(references: Sequence[CropRef], boxes: Sequence[CropBox], rendering: Rendering) -> bytes:
-    """Crop keys of crops named by sample and box in one rendering, joined; no pixel is read."""
-    import xxhash
-
-    tail = _rendering_bytes(rendering)
-    keys = []
-    for reference, box in zip(references, boxes, strict=True):
-        name = f"{reference.dataset}\0{reference.sample}\0".encode()
-        place = struct.pack("<4I?", box.top, box.left, box.height, box.width, box.flip)
-        keys.append(xxhash.xxh3_128_digest(name + place + tail))
     return b"".join(keys)
 
 

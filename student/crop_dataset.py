@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
+from teacherfarm.crops.crop_plan import CropPlan, sample_number
 from teacherfarm.crops.cutting import cut
 from teacherfarm.crops.sample_index import HASH_BYTES
 from teacherfarm.crops.sample_readers import SampleReader
 from teacherfarm.crops.view_schedule import ViewSchedule
-from teacherfarm.protos.crop import CROP_KEY_BYTES, CropBox, CropRef, Rendering, reference_keys
+from teacherfarm.protos.crop import CROP_KEY_BYTES, Rendering, content_keys
 from teacherfarm.protos.faults import SampleChanged, UnreadableImage
 from teacherfarm.protos.references import VIEW_REFERENCE, CropReferences
 from teacherfarm.student.by_reference import ByReference, OnRefused
@@ -242,13 +242,8 @@ class CropDataset(Dataset[Crops]):
         """Keys [m, 16]: by what the image holds, so that neither two data sets' equal names nor a changed file can be
         taken for one another.
         """
-        if loaded.image is None:
-            blank = CropBox(top=0, left=0, height=1, width=1)
-            references, places = [CropRef(dataset="", sample="")] * len(boxes), [blank] * len(boxes)
-        else:
-            reference = CropRef(dataset="", sample=loaded.image.digest())
-            references, places = [reference] * len(boxes), crop_boxes(boxes)
-        keys = reference_keys(references, places, rendering)
+        content = "" if loaded.image is None else loaded.image.digest()
+        keys = content_keys([content] * len(boxes), boxes, rendering)
         return np.frombuffer(keys, np.uint8).reshape(-1, CROP_KEY_BYTES)
 
     def _transformed(self, images: Tensor, loaded: Sequence[_Loaded], views_BM: NDArray[np.int64]) -> Tensor:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from teacherfarm.crops.crop_plan import CropPlan, crop_boxes, sample_number
+from teacherfarm.crops.crop_plan import CropPlan, sample_number
 from teacherfarm.crops.cutting import cut
 from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex
 from teacherfarm.crops.view_schedule import ViewSchedule
-from teacherfarm.protos.crop import CROP_KEY_BYTES, CropRef, Rendering, reference_keys
+from teacherfarm.protos.crop import CROP_KEY_BYTES, Rendering, content_keys
 from teacherfarm.protos.faults import SampleChanged, UnreadableImage
 from teacherfarm.protos.references import CropReferences
 from teacherfarm.student.crop_collate import empty_batch
@@ -112,8 +112,7 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
         number = np.full(len(todo.views), self.number(todo.sample), np.uint64)
         boxes = self.plan.boxes(number, todo.views, pixels.shape[0], pixels.shape[1])
         cut(pixels, boxes, self.teacher_rendering, out=crops.numpy())
-        references = [CropRef(dataset="", sample=image.digest())] * len(boxes)
-        return True, reference_keys(references, crop_boxes(boxes), self.teacher_rendering)
+        return True, content_keys([image.digest()] * len(boxes), boxes, self.teacher_rendering)
 
 
 @dataclass(frozen=True, kw_only=True)

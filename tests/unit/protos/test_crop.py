@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from teacherfarm.crops.crop_plan import box_array
 from teacherfarm.protos.crop import (
     CROP_KEY_BYTES,
     CropBatch,
     CropBox,
     CropFormat,
-    CropRef,
     Rendering,
+    content_keys,
     pixel_keys,
-    reference_keys,
 )
 from teacherfarm.protos.faults import WrongBatchSize, WrongCropSize, WrongLayout, WrongNumberType
 
@@ -49,30 +49,34 @@ def test_one_changed_byte_changes_the_key(place):
 def test_keys_are_pinned():
     ramp = np.arange(72, dtype=np.uint8).reshape(1, 4, 6, 3)
     assert pixel_keys(ramp).hex() == "eb99a32e511d0d546b14834d00dc498d"
-    box = CropBox(top=1, left=2, height=30, width=40, flip=True)
-    keys = reference_keys([CropRef(dataset="d", sample="s/1.jpg")], [box], Rendering(height=224, width=224))
-    assert keys.hex() == "d8397306ba6381c33f76e39989a68cf5"
+    box = box_array([CropBox(top=1, left=2, height=30, width=40, flip=True)])
+    keys = content_keys(["5f" * 16], box, Rendering(height=224, width=224))
+    assert keys.hex() == "63d513b07322924461333cb7ae9323aa"
 
 
-def test_a_reference_key_names_sample_box_flip_and_rendering():
-    ref, box = CropRef(dataset="d", sample="s"), CropBox(top=1, left=2, height=30, width=40)
-    rendering = Rendering(height=8, width=8)
+def test_a_key_by_content_names_content_box_flip_and_rendering():
+    content, box, rendering = "5f" * 16, {"top": 1, "left": 2, "height": 30, "width": 40}, {"height": 8, "width": 8}
     cases = [
-        (ref, box, rendering),
-        (CropRef(dataset="e", sample="s"), box, rendering),
-        (CropRef(dataset="d", sample="t"), box, rendering),
-        (CropRef(dataset="ds", sample=""), box, rendering),
+        (content, box, rendering),
+        ("5e" * 16, box, rendering),
+        ("", box, rendering),
         *[
-            (ref, CropBox(**({"top": 1, "left": 2, "height": 30, "width": 40} | change)), rendering)
+            (content, box | change, rendering)
             for change in ({"top": 0}, {"left": 3}, {"height": 31}, {"width": 41}, {"flip": True})
         ],
         *[
-            (ref, box, Rendering(**({"height": 8, "width": 8} | change)))
+            (content, box, rendering | change)
             for change in ({"height": 9}, {"width": 9}, {"interpolation": "bicubic"}, {"antialias": False})
         ],
     ]
-    keys = [reference_keys([r], [b], how) for r, b, how in cases]
+    keys = [content_keys([named], box_array([CropBox(**place)]), Rendering(**how)) for named, place, how in cases]
     assert len(set(keys)) == len(cases)
+    together = content_keys(["a", "b"], box_array([CropBox(**box), CropBox(**box, flip=True)]), Rendering(**rendering))
+    alone = [
+        content_keys([named], box_array([CropBox(**box, flip=flip)]), Rendering(**rendering))
+        for named, flip in (("a", False), ("b", True))
+    ]
+    assert split(together) == alone
 
 
 BAD_PIXELS = [
