@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from teacherfarm.crops.crop_plan import CropPlan, sample_number
-from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.cutting import cut, wants_padded
 from teacherfarm.crops.sample_index import HASH_BYTES
 from teacherfarm.crops.sample_readers import SampleReader
 from teacherfarm.crops.view_schedule import ViewSchedule
@@ -223,8 +223,9 @@ class CropDataset(Dataset[Crops]):
         self, loaded: _Loaded, boxes: NDArray[np.void], rendering: Rendering | None, crops: Tensor, images: Tensor
     ) -> None:
         """Fill one image's crops [m, H, W, 3] in both renderings; with zeros where it cannot be read."""
+        padded = wants_padded(self.student_rendering, rendering or self.student_rendering)
         try:
-            pixels = None if loaded.image is None else loaded.image.pixels(loaded.name)
+            pixels = None if loaded.image is None else loaded.image.pixels(loaded.name, padded=padded)
         except UnreadableImage as fault:
             pixels = None
             self._skip(loaded, fault)

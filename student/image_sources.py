@@ -38,9 +38,9 @@ class SourceImage:
             return image_size(self.content, name)
         return self.content.shape[0], self.content.shape[1]
 
-    def pixels(self, name: str) -> NDArray[np.uint8]:
-        """Pixels [H, W, 3]; raises UnreadableImage."""
-        return decode(self.content, name) if isinstance(self.content, bytes) else self.content
+    def pixels(self, name: str, *, padded: bool = False) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3], or [H, W, 4] as :func:`decode` says; raises UnreadableImage."""
+        return decode(self.content, name, padded=padded) if isinstance(self.content, bytes) else self.content
 
     def content_number(self) -> int:
         """The first half of the content's hash, as crops by reference carry it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from teacherfarm.crops.crop_plan import CropPlan, sample_number
-from teacherfarm.crops.cutting import cut
+from teacherfarm.crops.cutting import cut, wants_padded
 from teacherfarm.crops.sample_index import HASH_BYTES, SampleIndex
 from teacherfarm.crops.view_schedule import ViewSchedule
 from teacherfarm.protos.crop import CROP_KEY_BYTES, Rendering, content_keys
@@ -104,7 +104,7 @@ class ViewsToLabel(Dataset[dict[str, Any]]):
             image = self.source.load(todo.sample)
             if self._hashes is not None:
                 refuse_changed(name, image, self._hashes[todo.sample])
-            pixels = image.pixels(name)
+            pixels = image.pixels(name, padded=wants_padded(self.teacher_rendering))
         except (UnreadableImage, SampleChanged) as fault:
             _log.warning("no labels for %s: %s", name, fault)
             crops.zero_()

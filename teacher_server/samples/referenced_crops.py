@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacherfarm.crops.crop_plan import BOX, CropPlan
-from teacherfarm.crops.cutting import cut, decode
+from teacherfarm.crops.cutting import cut, decode, wants_padded
 from teacherfarm.crops.mixing import mix_table
 from teacherfarm.protos.crop import CROP_KEY_BYTES, Rendering, content_keys
 from teacherfarm.protos.faults import BadReference, TeacherFarmFault
@@ -126,7 +126,8 @@ class ReferencedCrops:
     def _cut_image(self, row: int, entries: NDArray[np.int64], places: list[int], pixels: NDArray[np.uint8]) -> None:
         samples = self._cutter.samples
         try:
-            image = decode(samples.read(row), samples.describe(row))
+            padded = wants_padded(self._cutter.rendering)
+            image = decode(samples.read(row), samples.describe(row), padded=padded)
         except TeacherFarmFault as fault:
             self._faults |= dict.fromkeys(entries.tolist(), fault)
             return

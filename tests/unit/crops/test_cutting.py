@@ -18,6 +18,7 @@ from teacherfarm.crops.cutting import (
     decode_and_cut,
     image_size,
     resize_and_center_crop,
+    wants_padded,
 )
 from teacherfarm.protos.crop import CropBox, Rendering
 from teacherfarm.protos.faults import UnreadableImage
@@ -48,6 +49,20 @@ def test_jpeg_pixels_are_those_of_pillow(quality_options):
     data = encoded(smooth_image(), "JPEG", **quality_options)
     np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
     assert image_size(data) == (120, 160)
+
+
+def test_padded_pixels_are_the_same_and_only_where_they_cost_nothing():
+    image = smooth_image()
+    jpeg, grey = encoded(image, "JPEG"), io.BytesIO()
+    Image.fromarray(image).convert("L").save(grey, "JPEG")
+    for data in (jpeg, grey.getvalue()):
+        padded = decode(data, padded=True)
+        assert padded.shape == (*decode(data).shape[:2], 4)
+        np.testing.assert_array_equal(padded[..., :3], decode(data))
+    assert decode(encoded(image, "PNG"), padded=True).shape == image.shape
+    bilinear, area = Rendering(height=8, width=8), Rendering(height=8, width=8, interpolation="area")
+    plain = Rendering(height=8, width=8, antialias=False)
+    assert [wants_padded(*these) for these in ((bilinear,), (area, bilinear), (area,), (plain, area))] == [1, 1, 0, 0]
 
 
 def test_other_formats_and_modes_become_rgb():
@@ -179,6 +194,7 @@ def test_a_crop_depends_on_nothing_but_image_box_and_rendering(rendering, opencv
     within = np.zeros((910, 1230, 3), np.uint8)[5:-5, 10:-20]
     within[:] = image
     np.testing.assert_array_equal(cut(within, boxes, rendering), crops)
+    np.testing.assert_array_equal(cut(decode(data, padded=True), boxes, rendering), crops)
     large = dataclasses.replace(rendering, height=640, width=640)
     opencv_threads(0)
     large_crops = cut(image, boxes, large)

@@ -52,8 +52,11 @@ def test_boxes_get_the_bits_of_pillow_alone(image, kind, maps, monkeypatch):
     monkeypatch.setattr(pillow_resize, "maps_memory", lambda: maps)
     expected = np.stack([by_pillow_alone(image, box, kind) for box in BOXES])
     np.testing.assert_array_equal(resized(image, BOXES, kind), expected)
+    padded = np.dstack([image, image[..., 0]])
+    np.testing.assert_array_equal(resized(padded, BOXES, kind), expected)
     for box, right in zip(BOXES, expected, strict=True):
         np.testing.assert_array_equal(resized(image, [box], kind)[0], right)
+        np.testing.assert_array_equal(resized(padded, [box], kind)[0], right)
     assert resized(image, [], kind).shape == (0, 24, 20, 3)
 
 
@@ -65,14 +68,17 @@ def test_images_of_any_memory_layout_are_read(image):
     within = np.zeros((HEIGHT + 4, WIDTH + 6, 3), np.uint8)[2:-2, 3:-3]
     within[:] = image
     turned = np.ascontiguousarray(image[::-1, ::-1])[::-1, ::-1]
+    padded = np.dstack([image, np.full((HEIGHT, WIDTH), 7, np.uint8)])
+    within_padded = np.zeros((HEIGHT + 4, WIDTH + 6, 4), np.uint8)[2:-2, 3:-3]
+    within_padded[:] = padded
     channels_first = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
-    for same in (frozen, within, turned, channels_first, np.asfortranarray(image)):
+    for same in (padded, within_padded, frozen, within, turned, channels_first, np.asfortranarray(image)):
         np.testing.assert_array_equal(resized(same, BOXES, kind), right)
 
 
 def test_mapped_memory_lives_as_long_as_its_image(image):
     memory = np.dstack([image, np.zeros((HEIGHT, WIDTH), np.uint8)])
-    mapped = pillow_resize._mapped(memory, HEIGHT, WIDTH)
+    mapped = pillow_resize._mapped(memory, 0, 0, HEIGHT, WIDTH)
     expected = image.copy()
     del memory
     gc.collect()
@@ -81,9 +87,9 @@ def test_mapped_memory_lives_as_long_as_its_image(image):
 
 
 def test_a_pillow_that_cannot_map_is_found_out(monkeypatch):
-    def shows_something_else(memory, height, width, **place):
+    def shows_something_else(memory, top, left, height, width):
         return Image.new("RGB", (width, height))
 
-    for broken in (shows_something_else, lambda *_, **__: Image.core.no_such_function):
+    for broken in (shows_something_else, lambda *_: Image.core.no_such_function):
         monkeypatch.setattr(pillow_resize, "_mapped", broken)
         assert not maps_memory.__wrapped__()

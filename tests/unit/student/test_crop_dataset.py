@@ -87,7 +87,9 @@ def test_a_batch_lies_crop_by_crop(folder):
 def test_equal_renderings_are_cut_once_and_shared(folder, monkeypatch):
     dataset = CropDataset(folder, teacher_rendering=TEACHER, schedule=ViewSchedule(per_visit=4))
     decoded = []
-    monkeypatch.setattr(image_sources, "decode", lambda data, name: decoded.append(name) or decode(data, name))
+    monkeypatch.setattr(
+        image_sources, "decode", lambda data, name, **how: decoded.append(name) or decode(data, name, **how)
+    )
     batch = collate_crops(dataset.__getitems__([0, 2]))
     assert batch["images"] is batch["crops"]
     assert collate_crops([dataset[0], dataset[2]])["images"].shape == (8, 24, 20, 3)

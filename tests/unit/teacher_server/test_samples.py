@@ -99,7 +99,9 @@ async def test_naming_crops_reads_nothing_and_cutting_decodes_each_image_once(im
     data_sets = await served(images, tmp_path)
     decoded = []
     real = referenced_crops.decode
-    monkeypatch.setattr(referenced_crops, "decode", lambda data, name: decoded.append(name) or real(data, name))
+    monkeypatch.setattr(
+        referenced_crops, "decode", lambda data, name, **how: decoded.append(name) or real(data, name, **how)
+    )
     crops = await found(data_sets, references)
     assert (len(crops.keys), decoded) == (18 * 16, [])
     await crops.render(range(18))
@@ -254,7 +256,7 @@ async def test_a_server_that_ends_waits_for_no_index(images, tmp_path, monkeypat
     real = sample_index.image_size
     seen = []
 
-    def slow(data, name):
+    def slow(data, name, **how):
         seen.append(name)
         data_sets.close()
         return real(data, name)
@@ -275,10 +277,10 @@ async def test_a_slice_that_is_withdrawn_cuts_nothing_more(images, tmp_path, mon
     decoded, going_on = [], asyncio.Event()
     loop, real = asyncio.get_running_loop(), referenced_crops.decode
 
-    def slow(data, name):
+    def slow(data, name, **how):
         decoded.append(name)
         asyncio.run_coroutine_threadsafe(going_on.wait(), loop).result()
-        return real(data, name)
+        return real(data, name, **how)
 
     monkeypatch.setattr(referenced_crops, "decode", slow)
     task = asyncio.ensure_future(crops.render(range(18)))
