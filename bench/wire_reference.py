@@ -1,6 +1,7 @@
 """Bare loops over ZeroMQ and gRPC that move the same bytes as teacherfarm and do nothing else: what a wire can do here.
 
-The same allocator settings as teacherfarm's, the server in a process of its own: started as a program, this is it.
+The allocator settings of teacherfarm and, over ZeroMQ, its connections without pacing; the server in a process of its
+own: started as a program, this is it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 import grpc
 import numpy as np
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from bench.pipeline import Pixels
 from teacherfarm.protos.allocator import keep_large_buffers
+from teacherfarm.protos.local_link import stop_pacing
+from teacherfarm.teacher_server.frontends.zmq_frontend import listen
 
 METHOD = "/bench.Echo/Stream"
 LABEL_BYTES = 2000
@@ -46,7 +50,10 @@ class BareZmq:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(address.replace("zmq://", "tcp://"))
+        with self._socket.get_monitor_socket(zmq.EVENT_CONNECTED) as monitor:
+            self._socket.connect(address.replace("zmq://", "tcp://"))
+            stop_pacing(int(recv_monitor_message(monitor)["value"]))
+            self._socket.disable_monitor()
 
     async def run_slice(self, seconds: float) -> float:
         """Crops/s between the first answer and the last; blocks the event loop, as nothing else is to run."""
@@ -206,8 +213,7 @@ def main() -> None:
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.SNDHWM, 0)
-    socket.bind("tcp://127.0.0.1:0")
-    address = socket.getsockopt_string(zmq.LAST_ENDPOINT).replace("tcp://", "zmq://")
+    address = f"zmq://{listen(socket, '127.0.0.1:0')}"
     threading.Thread(target=answer_zmq, args=(socket, options.crop_bytes), daemon=True).start()
     handlers = {
         "grpc": BareStream(options.crop_bytes, writer=False),

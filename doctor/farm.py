@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import socket
 import time
@@ -13,6 +12,7 @@ import urllib.request
 from teacherfarm.doctor.finding import Finding, ok, problem, warning
 from teacherfarm.doctor.speaker import CONNECT_S, Speaker, certificate_days_left, who_speaks
 from teacherfarm.protos.faults import HandshakeFailed, SessionLost, TeacherFarmFault, Unauthenticated
+from teacherfarm.protos.local_link import is_loopback
 from teacherfarm.student.listing import ServedTeacher, list_teachers_async
 from teacherfarm.student.settings import Address, Timeouts
 
@@ -133,14 +133,6 @@ def check_protection(place: Address) -> list[Finding]:
             "inside a network that you trust that may do; elsewhere grpcs://, or zmq:// with ?server_key=KEY",
         )
     ]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether packets to it never leave this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_refusal(place: Address, fault: Exception, api_key: str) -> Finding:

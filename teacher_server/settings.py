@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
 import os
 import shlex
 import tomllib
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teacherfarm.protos.local_link import is_loopback
 from teacherfarm.teacher_server.backends.triton_addresses import parse_addresses
 
 ENVIRONMENT_PREFIX = "TEACHERFARM_"
@@ -190,7 +190,7 @@ class ServerSettings:
 
     def _check_listening(self, name: str, mechanism: str, encrypted: bool, list_of_peers: str, asks_who: bool) -> None:
         address = getattr(self, name)
-        if address == "off" or _is_loopback(address.rpartition(":")[0]) or self.allow_plaintext:
+        if address == "off" or is_loopback(address.rpartition(":")[0]) or self.allow_plaintext:
             return
         beyond = f"{name} = {address!r} would listen beyond this machine"
         if not encrypted:
@@ -203,13 +203,6 @@ class ServerSettings:
                 f"{beyond}, encrypted but for anybody. Say who may in by {list_of_peers} or by --projects (API keys), "
                 "or say --allow-plaintext if everybody who can reach that port may use the teachers"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 EXAMPLES = """\

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from typing import Any
 
 
-def stand_still(process: subprocess.Popen[bytes]) -> None:
+def stand_still(process: subprocess.Popen[Any]) -> None:
     """SIGSTOP, and wait until its last thread stands: on a busy machine one may go on for a while after the signal.
 
     SIGCONT lets it go on.

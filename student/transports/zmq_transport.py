@@ -13,6 +13,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from teacherfarm.protos.faults import HandshakeFailed, SessionLost
+from teacherfarm.protos.local_link import stop_pacing
 from teacherfarm.protos.read_turns import ReadTurns
 from teacherfarm.protos.wire import Buffer
 from teacherfarm.student.settings import CurveKeys
@@ -64,7 +65,7 @@ class ZmqTransport:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_TIMEOUT_S * 1000))
         if self._curve is not None:
             protect(socket, self._curve)
-        self._monitor = socket.get_monitor_socket(DEAD)
+        self._monitor = socket.get_monitor_socket(DEAD | zmq.EVENT_CONNECTED)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._monitor.fileno(), self._look_at_monitor)
         # A socket's descriptor announces nothing before somebody has looked and found nothing.
@@ -147,6 +148,9 @@ class ZmqTransport:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
+            if event["event"] == zmq.EVENT_CONNECTED:
+                stop_pacing(int(event["value"]))
+                continue
             if self._lost is None:
                 self._ended_by = int(event["event"])
             # A farm does not answer who speaks to it with another farm's key.

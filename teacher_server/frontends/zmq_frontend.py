@@ -13,8 +13,10 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from teacherfarm.protos.faults import MalformedMessage, Overloaded, Unauthenticated
+from teacherfarm.protos.local_link import stop_pacing
 from teacherfarm.protos.messages import Pong, SliceFault
 from teacherfarm.protos.read_turns import ReadTurns
 from teacherfarm.protos.wire import HEADER_BYTES, Buffer, encode_header
@@ -38,6 +40,18 @@ HANDSHAKE_WITHIN_S = 15.0
 SESSION_RETRY_AFTER_S = 5.0
 STRANGER_RETRY_AFTER_S = 1.0
 SWEEP_INTERVAL_S = 5.0
+
+
+def listen(socket: zmq.Socket[bytes], address: str) -> str:
+    """Bind a socket and return its real address; a loopback address gets connections that are not paced."""
+    with socket.get_monitor_socket(zmq.EVENT_LISTENING) as monitor:
+        try:
+            socket.bind(f"tcp://{address}")
+            # It is told of by the time that bind returns.
+            stop_pacing(int(recv_monitor_message(monitor, zmq.NOBLOCK)["value"]))
+        finally:
+            socket.disable_monitor()
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
 
 
 class ZmqFrontend:
@@ -96,10 +110,9 @@ class ZmqFrontend:
         if self._curve is not None:
             self._curve.protect(socket, self._context)
         try:
-            socket.bind(f"tcp://{self.address}")
+            self.address = listen(socket, self.address)
         except zmq.ZMQError as error:
             raise OSError(f"cannot listen for ZeroMQ on {self.address}: {error}") from error
-        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
         self._turns = ReadTurns(socket.fileno(), self._take)
         self._sweeper = asyncio.create_task(self._sweep(), name="zmq sweeper")
 
