@@ -48,7 +48,7 @@ from teacherfarm.protos.messages import (
 from teacherfarm.protos.references import Mixing, Place
 from teacherfarm.protos.soft_label import FeatureType, LabelSpec
 
-PAYLOAD_BYTES = 2 << 20
+PAYLOAD_BYTES = 2400 << 10
 """Most bytes of a payload, unless a single crop or label is larger."""
 HEADER_BYTES = 64 << 10
 """Most bytes of a header: 16 bytes of key for each of 1024 crops, and room."""

@@ -73,7 +73,7 @@ class ServerSettings:
         60.0, "close a session whose student has been silent for so long (it pings every 2 s)"
     )
     payload_kib: int = _setting(
-        2048, "most KiB of pixels or labels in one message (more only for a single larger crop)"
+        2400, "most KiB of pixels or labels in one message (more only for a single larger crop)"
     )
     drain_s: float = _setting(20.0, "on SIGTERM, how long to go on answering what was accepted")
     projects: str = _setting(
