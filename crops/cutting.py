@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,13 +103,13 @@ def cut(
     *,
     out: Pixels | None = None,
 ) -> Pixels:
-    """Crops [m, H, W, 3] of a decoded image [h, w, 3 or 4]; ValueError for a box that is not inside the image.
+    """Crops [m, H, W, 3] of a decoded image [h, w, 3], or [h, w, 4] whose fourth byte has no meaning; ValueError for a
+    box that is not inside the image.
 
     ``out``: where to write them, each crop contiguous; the cheapest way to fill one batch from many images.
     """
     boxes = boxes if isinstance(boxes, np.ndarray) else box_array(boxes)
-    if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8:
-        raise ValueError(f"crops are cut from uint8 [height, width, 3 or 4], got {image.dtype} {list(image.shape)}")
+    _check_pixels(image)
     if boxes.dtype != BOX:
         raise ValueError(f"boxes are CropBox values or an array of BOX, got {boxes.dtype}")
     shape = (len(boxes), rendering.height, rendering.width, 3)
@@ -159,6 +159,7 @@ def resize_and_center_crop(image: Pixels, rendering: Rendering, fraction: float 
     """
     _check_fraction(fraction)
     _check_rendering(rendering)
+    _check_pixels(image)
     height, width = image.shape[:2]
     short_height, short_width = round(rendering.height / fraction), round(rendering.width / fraction)
     if short_height * width >= short_width * height:
@@ -194,11 +195,12 @@ def _render(image: Pixels, boxes: Sequence[Box], rendering: Rendering, out: Pixe
         "bicubic": cv2.INTER_CUBIC,
         "area": cv2.INTER_AREA,
     }
-    if image.shape[2] == PIXEL_BYTES:
-        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGBA2RGB), np.uint8)
     size, kind_of_opencv = (rendering.width, rendering.height), kinds[rendering.interpolation]
     for row, (top, left, height, width, flip) in enumerate(boxes):
-        cv2.resize(image[top : top + height, left : left + width], size, dst=out[row], interpolation=kind_of_opencv)
+        part: Any = image[top : top + height, left : left + width]
+        if image.shape[2] == PIXEL_BYTES:
+            part = cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)
+        cv2.resize(part, size, dst=out[row], interpolation=kind_of_opencv)
         if flip:
             # OpenCV mirrors in 6 microseconds what a copy of a reversed view takes 170 for.
             cv2.flip(out[row], 1, dst=out[row])
@@ -206,6 +208,11 @@ def _render(image: Pixels, boxes: Sequence[Box], rendering: Rendering, out: Pixe
 
 def _is_by_pillow(rendering: Rendering) -> bool:
     return rendering.antialias and rendering.interpolation in ("bilinear", "bicubic")
+
+
+def _check_pixels(image: Pixels) -> None:
+    if image.ndim != 3 or image.shape[2] not in (3, PIXEL_BYTES) or image.dtype != np.uint8:
+        raise ValueError(f"crops are cut from uint8 [height, width, 3 or 4], got {image.dtype} {list(image.shape)}")
 
 
 def _check_rendering(rendering: Rendering) -> None:

@@ -41,6 +41,12 @@ def _resize_in_place(image: Pixels, boxes: Sequence[Box], kind: Resampling, out:
     first_row, first_column = 0, 0
     if image.shape[2] != PIXEL_BYTES:
         first_row, first_column, end_row, end_column = _region(boxes)
+        region_pixels = (end_row - first_row) * (end_column - first_column)
+        if len(boxes) > 1 and region_pixels > sum(box_height * box_width for _, _, box_height, box_width, _ in boxes):
+            # Small boxes far apart in a large image: most of what lies between them is in none.
+            for row, box in enumerate(boxes):
+                _resize_in_place(image, [box], kind, out[row : row + 1])
+            return
         region = image[first_row:end_row, first_column:end_column]
         image = np.asarray(cv2.cvtColor(region, cv2.COLOR_RGB2RGBA), np.uint8)
     image = np.ascontiguousarray(image)
@@ -68,16 +74,20 @@ def _resize_copies(image: Pixels, boxes: Sequence[Box], kind: Resampling, out: P
 @functools.cache
 def maps_memory() -> bool:
     """Whether this Pillow shows an RGB image in memory that is not its own: ``Image.frombuffer`` maps by the same
-    function, but refuses this mode. Tried once, on a few pixels.
+    function, but refuses this mode. Tried once, on a small image.
     """
-    memory = np.arange(4 * 4 * PIXEL_BYTES, dtype=np.uint8).reshape(4, 4, PIXEL_BYTES)
-    target = np.zeros((2, 3, PIXEL_BYTES), np.uint8)
+    from PIL import Image
+
+    image = np.arange(7 * 6 * PIXEL_BYTES, dtype=np.uint8).reshape(7, 6, PIXEL_BYTES)
+    # Larger, smaller and as large as the crop; the last touches the image's end.
+    boxes: list[Box] = [(1, 1, 5, 4, False), (0, 2, 2, 2, False), (3, 2, 3, 3, True), (4, 3, 3, 3, False)]
+    mapped, copied = np.zeros((2, len(boxes), 3, 3, 3), np.uint8)
     try:
-        seen = np.asarray(_mapped(memory, 1, 1, 2, 3))
-        _mapped(target, 0, 0, 2, 3).im.paste(_mapped(memory, 0, 1, 2, 3).im, (0, 0, 3, 2))
+        _resize_in_place(image, boxes, Image.Resampling.BILINEAR, mapped)
     except Exception:
         return False
-    return np.array_equal(seen, memory[1:3, 1:, :3]) and np.array_equal(target[..., :3], memory[:2, 1:, :3])
+    _resize_copies(image, boxes, Image.Resampling.BILINEAR, copied)
+    return np.array_equal(mapped, copied)
 
 
 def _mapped(memory: Pixels, top: int, left: int, height: int, width: int) -> Image:

@@ -230,7 +230,8 @@ def make_client(url: str, *, timeout_s: float) -> Any:
         pool = redis.BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS,
-            timeout=timeout_s,
+            # Who asks, and who writes, has a limit of its own.
+            timeout=None,
             socket_timeout=max(CONNECT_S, timeout_s),
             socket_connect_timeout=CONNECT_S,
         )

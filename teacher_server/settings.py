@@ -91,7 +91,8 @@ class ServerSettings:
     store_max_gb: float = _setting(20.0, "disk for kept labels (lmdb): the oldest are dropped; Redis has its maxmemory")
     store_max_days: float = _setting(30.0, "how long labels are kept (lmdb, redis)")
     store_timeout_s: float = _setting(
-        0.25, "how long Redis may take to find a kept label; after it the teacher computes, until Redis answers again"
+        0.25,
+        "how long finding kept labels may take (redis); after it the teacher computes, until Redis answers again",
     )
     dataset: tuple[str, ...] = _setting(
         (),

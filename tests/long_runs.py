@@ -5,4 +5,7 @@ import pytest
 HUNG_S = 270.0
 """After this a command counts as hung; how fast it is, is measured in bench."""
 
-long_run = pytest.mark.timeout(HUNG_S + 30)
+
+def long_run(commands: int = 1) -> pytest.MarkDecorator:
+    """The test runs so many of them."""
+    return pytest.mark.timeout(commands * HUNG_S + 30)

@@ -13,6 +13,7 @@ def stand_still(process: subprocess.Popen[Any]) -> None:
 
     SIGCONT lets it go on.
     """
+    assert process.poll() is None, f"process {process.pid} has ended: {process.returncode}"
     process.send_signal(signal.SIGSTOP)
     state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     assert state is not None

@@ -157,7 +157,7 @@ def test_a_run_begins_with_the_weights_of_another(farm, data, tmp_path, capsys):
     assert "no weights of tests.integration.test_distill_methods:make_student" in capsys.readouterr().err
 
 
-@long_run
+@long_run()
 @pytest.mark.parametrize(
     ("method", "more"), [("simkd", ["--accumulate", 2, "--ema", 0.9]), ("crd", []), ("sskd", ["--amp", "bf16"])]
 )

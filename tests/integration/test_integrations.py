@@ -18,7 +18,7 @@ from tests.long_runs import HUNG_S, long_run
 from tests.tiny_teacher import CLASSES
 from tests.unit.student.image_folders import write_images
 
-pytestmark = long_run
+pytestmark = long_run()
 
 STUDENT = "tests.unit.student.pattern_teacher:make_student"
 BATCH, PER_CLASS, EPOCHS = 4, 4, 2

@@ -141,7 +141,7 @@ def test_parts_make_a_whole_and_the_last_one_seals(data, tiny_farm, right, tmp_p
     assert capsys.readouterr().out.count("other parts") == 1  # of the last one there are none
 
 
-@long_run
+@long_run()
 def test_ray_spreads_it_over_actors(data, tiny_farm, right, tmp_path):
     arguments = ["label", data, "--teacher-address", tiny_farm.zmq, "--out", tmp_path / "labels", "--top-k", 3]
     more = ["--views", VIEWS, "--engine", "ray", "--workers", 2]

@@ -113,7 +113,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@long_run
+@long_run()
 def test_distill_under_torchrun(tiny_farm, images, tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     distill = ["-m", "teacherfarm.cli", "distill", images, "--teacher-address", tiny_farm.grpc, "--out", tmp_path]

@@ -136,7 +136,7 @@ def torchrun(data, out, *more):
     return done.stdout
 
 
-@long_run
+@long_run(commands=2)
 def test_two_ranks_record_one_directory_and_replay_it(data, tiny_farm, tmp_path):
     labels = tmp_path / "labels"
     said = torchrun(data, tmp_path / "1", "--teacher-address", tiny_farm.grpc, "--record", labels)

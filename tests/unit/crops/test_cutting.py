@@ -238,6 +238,8 @@ def test_what_cannot_be_cut_is_refused():
         cut(image, [CropBox(top=100, left=0, height=21, width=10)], rendering)
     with pytest.raises(ValueError, match="uint8"):
         cut(image.astype(np.float32), [BOX], rendering)
+    with pytest.raises(ValueError, match=r"3 or 4.*got uint8 .120, 160, 2"):
+        resize_and_center_crop(image[..., :2], rendering)
     with pytest.raises(ValueError, match="always averages"):
         cut(image, [BOX], Rendering(height=8, width=8, interpolation="area", antialias=False))
 

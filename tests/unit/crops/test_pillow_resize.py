@@ -2,6 +2,7 @@
 
 import gc
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +59,26 @@ def test_boxes_get_the_bits_of_pillow_alone(image, kind, maps, monkeypatch):
         np.testing.assert_array_equal(resized(image, [box], kind)[0], right)
         np.testing.assert_array_equal(resized(padded, [box], kind)[0], right)
     assert resized(image, [], kind).shape == (0, 24, 20, 3)
+
+
+def test_small_boxes_far_apart_are_converted_alone(monkeypatch):
+    large = np.random.default_rng(4).integers(0, 256, (600, 700, 3), np.uint8)
+    boxes = [(0, 0, 30, 30, False), (570, 670, 30, 30, True)]
+    converted = []
+    real = cv2.cvtColor
+
+    def noted(pixels, code, **how):
+        converted.append(pixels.shape[:2])
+        return real(pixels, code, **how)
+
+    monkeypatch.setattr(cv2, "cvtColor", noted)
+    crops = resized(large, boxes, Image.Resampling.BILINEAR)
+    for crop, box in zip(crops, boxes, strict=True):
+        np.testing.assert_array_equal(crop, by_pillow_alone(large, box, Image.Resampling.BILINEAR))
+    assert max(converted) == (30, 30)
+    converted.clear()
+    resized(large, [(0, 0, 500, 600, False), (50, 50, 550, 650, False)], Image.Resampling.BILINEAR)
+    assert converted.count((600, 700)) == 1
 
 
 def test_images_of_any_memory_layout_are_read(image):

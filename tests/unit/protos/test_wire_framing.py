@@ -101,6 +101,10 @@ def test_slices_fit_payload_teacher_batch_and_header(crop_bytes, record_bytes, t
     assert slice_crops(crop_bytes, record_bytes, teacher_batch, payload_bytes) == expected
 
 
+def test_a_batch_of_32_crops_of_224_px_is_two_messages():
+    assert slice_crops(224 * 224 * 3, 2000, 64) == 16
+
+
 class End:
     """One end of a wire in memory: what it says lies joined in ``said`` until the other end hears it."""
 
