@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from teacherfarm.protos.messages import GetTeacher
-from teacherfarm.protos.wire import encode_header
+from teacherfarm.protos.wire import PAYLOAD_BYTES, encode_header
 from teacherfarm.student import TeacherClient
 from tests.farm_process import wait_for
 from tests.integration.some_student import SomeStudent
@@ -105,8 +105,8 @@ def test_peers_that_ask_for_the_classifier_and_never_read_share_one_copy(wire, s
         for _ in range(num_peers):
             peer = peers.enter_context(raw_student(getattr(farm, wire), deaf=True))
             peer.send(hello())
-            for piece in range(head_mb):
-                peer.send(encode_header(GetTeacher(name="scripted", head=True, head_from=piece * MIB)))
+            for first in range(0, head_mb * MIB, PAYLOAD_BYTES):
+                peer.send(encode_header(GetTeacher(name="scripted", head=True, head_from=first)))
         wait_for(lambda: farm.metric("teacherfarm_sent_bytes_total", wire=wire) >= num_peers * head_mb * MIB)
         check_healthy(healthy, 2, size=32, num_classes=10)
         grown = farm.rss_bytes() - before
