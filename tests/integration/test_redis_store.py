@@ -75,6 +75,9 @@ async def test_a_server_that_stood_still_itself_does_not_take_redis_for_gone(red
     asked = [asyncio.create_task(store.get(SCOPE, KEYS[:1])) for _ in range(20)]
     while len(store._requests) < 20:
         await asyncio.sleep(0)
+    # Until some are sent and the others wait for a connection.
+    for _ in range(3):
+        await asyncio.sleep(0)
     time.sleep(0.5)
     assert await asyncio.gather(*asked) == [RECORDS[:1]] * 20
     assert not caplog.records
