@@ -9,6 +9,7 @@ bit of a crop, is Pillow's own.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Resampling
+
+_log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int, bool]
@@ -84,10 +87,16 @@ def maps_memory() -> bool:
     mapped, copied = np.zeros((2, len(boxes), 3, 3, 3), np.uint8)
     try:
         _resize_in_place(image, boxes, Image.Resampling.BILINEAR, mapped)
-    except Exception:
+    except Exception as error:
+        _log.warning(
+            "crops are cut a tenth slower: this Pillow does not map memory (%s: %s)", type(error).__name__, error
+        )
         return False
     _resize_copies(image, boxes, Image.Resampling.BILINEAR, copied)
-    return np.array_equal(mapped, copied)
+    same = np.array_equal(mapped, copied)
+    if not same:
+        _log.warning("crops are cut a tenth slower: this Pillow resizes mapped memory to other pixels")
+    return same
 
 
 def _mapped(memory: Pixels, top: int, left: int, height: int, width: int) -> Image:

@@ -12,8 +12,13 @@ from teacherfarm.protos.local_link import UNPACED
 from teacherfarm.student.transports.zmq_transport import ZmqTransport
 from teacherfarm.teacher_server.frontends.zmq_frontend import listen
 from tests.on_loop import on_loop
+from tests.real_parts import absent
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="only Linux has a choice")
+
+@pytest.fixture(autouse=True)
+def a_choice():
+    if not hasattr(socket, "TCP_CONGESTION"):
+        absent("only Linux has a choice of congestion controls")
 
 
 def controls(port):

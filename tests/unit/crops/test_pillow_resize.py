@@ -107,10 +107,12 @@ def test_mapped_memory_lives_as_long_as_its_image(image):
     np.testing.assert_array_equal(np.asarray(mapped), expected)
 
 
-def test_a_pillow_that_cannot_map_is_found_out(monkeypatch):
+def test_a_pillow_that_cannot_map_is_found_out_and_told(monkeypatch, caplog):
     def shows_something_else(memory, top, left, height, width):
         return Image.new("RGB", (width, height))
 
     for broken in (shows_something_else, lambda *_: Image.core.no_such_function):
         monkeypatch.setattr(pillow_resize, "_mapped", broken)
+        caplog.clear()
         assert not maps_memory.__wrapped__()
+        assert "a tenth slower" in caplog.text

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from teacherfarm.protos.local_link import UNPACED, is_loopback, stop_pacing
+from tests.real_parts import absent
 
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 DEFAULT = next((name for name in ALLOWED.read_bytes().split() if name != UNPACED), b"") if ALLOWED.exists() else b""
 """Told from what is chosen, whatever this system's own choice is."""
 
-if not DEFAULT:
-    pytest.skip("only Linux, with more than one congestion control, has a choice", allow_module_level=True)
+
+@pytest.fixture(autouse=True)
+def a_choice():
+    if not DEFAULT:
+        absent("only Linux, with more than one congestion control, has a choice")
 
 
 def control(link):
@@ -27,7 +31,7 @@ def listener(request):
         try:
             listening.bind((request.param, 0))
         except OSError as error:
-            pytest.skip(f"no {request.param} here: {error}")
+            absent(f"no {request.param} here: {error}")
         listening.listen()
         yield listening
 
